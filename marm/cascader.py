@@ -1,0 +1,81 @@
+"""The cascading (pre-ranking) model: the ranker's attention on a short sequence, read only.
+
+Section 2.3: it reads the memory that ranking accumulated and never writes it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from marm.config import ModelConfig
+from marm.items import ItemFeatures
+from marm.memory import UserRows
+from marm.network import Embedded, SequenceNetwork
+from marm.ranker import check_single_user, stack_rows
+from marm.stage_model import Net, StageModel, StepOutput
+
+
+class CascaderNet(nn.Module):
+    """Dense half: multi-layer target attention and one small tower."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.sequence = SequenceNetwork(config)
+        input_dim = config.attention_dim + 2 * config.feature_dim
+        self.tower = nn.Sequential(
+            nn.LayerNorm(input_dim),
+            nn.Linear(input_dim, config.expert_dim),
+            nn.GELU(),
+            nn.Linear(config.expert_dim, 1),
+        )
+        self.prior_scale = nn.Parameter(torch.ones(1))
+
+    def forward(
+        self, embedded: Embedded, prior_B1: Tensor, block_memory_BLD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, 1]`` and (unsaved) layer outputs ``[B, L, D]``."""
+        target = embedded.target_BF + embedded.context_BF
+        outputs = self.sequence(target, embedded, block_memory_BLD)
+        features = torch.cat([outputs[-1], embedded.target_BF, embedded.context_BF], dim=-1)
+        return self.tower(features) + self.prior_scale * prior_B1, stack_rows(outputs)
+
+
+class Cascader(StageModel):
+    """Predicts ``config.positive_task`` for (user, item) pairs, cheaply."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, (config.positive_task,), CascaderNet(config))
+
+    def training_forward(
+        self,
+        net: Net,
+        embedded: Embedded,
+        labels_B: NDArray[np.float32],
+        block_memory_BLD: Tensor | None = None,
+    ) -> StepOutput:
+        """See `StageModel.training_forward`."""
+        logits, rows = net(embedded, self.item_prior(self.item_slots(embedded.inputs)), block_memory_BLD)
+        loss, count = self.supervised_loss(logits, self.targets(labels_B))
+        return StepOutput(loss, count, self.probabilities(logits.detach()), rows.detach())
+
+    @torch.inference_mode()
+    def score(
+        self,
+        rows: UserRows,
+        user_id: int,
+        candidates: ItemFeatures,
+        now_ms: int,
+        context_id: int = 0,
+    ) -> NDArray[np.float32]:
+        """Probability of the positive task for all ``candidates`` in one pass, ``[M]``.
+
+        Raises:
+            ValueError: when ``rows`` is not of exactly this user.
+        """
+        check_single_user(rows, user_id)
+        inputs = self.inputs.for_candidates(rows, candidates, now_ms, context_id)
+        logits, _ = self.net(self.embed(inputs), self.item_prior(self.item_slots(inputs)))
+        return self.probabilities(logits)[:, 0]

@@ -1,0 +1,128 @@
+"""Configuration of a model: what is learned, from how much history, how deep and how wide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from marm.events import BINARY_TASKS, TASKS
+from marm.memory import Namespace
+
+STAGES = ("ranking", "cascading", "retrieval")
+FEATURES = ("item", "author", "tag", "duration", "context")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that determines a model's parameters and its forward pass.
+
+    Attributes:
+        stage: ``ranking`` computes rows and has multi-task heads, ``cascading`` reads a short
+            sequence, ``retrieval`` queries with the user id.
+        namespace: the memory it reads; its depth bounds ``depth`` and its dim is the width of rows.
+        depth: L of Eq. (6), cached layers read above layer 0. 0 is single-layer target attention.
+        history_length: n of Eq. (1), rows visible to a query.
+        attention_dim: D. A ranking model's D must equal the namespace's dim, as it writes the rows.
+        feature_dim: F of Eq. (2).
+        num_heads: H; divides ``attention_dim``.
+        tasks: learned tasks, in the order of the model's outputs.
+        feedback_signals: binary signals of a history row that the model sees.
+        features: sparse features besides the user id: ``item``, ``author``, ``tag`` and ``duration``
+            are summed into an item's embedding, ``context`` (page, tab) describes an exposure.
+        num_slots: rows of the hashed embedding table shared by all features.
+        num_experts: experts of the multi-gate mixture (ranking).
+        expert_dim: width of an expert and of the towers.
+        output_dim: V, width of user and item vectors (retrieval).
+        positive_task: the label that makes an event a positive for retrieval and cascading.
+    """
+
+    stage: str = "ranking"
+    namespace: Namespace = Namespace()
+    depth: int = 2
+    history_length: int = 50
+    attention_dim: int = 32
+    feature_dim: int = 32
+    num_heads: int = 2
+    tasks: tuple[str, ...] = TASKS
+    feedback_signals: tuple[str, ...] = BINARY_TASKS
+    features: tuple[str, ...] = FEATURES
+    num_slots: int = 1 << 18
+    num_experts: int = 3
+    expert_dim: int = 64
+    output_dim: int = 32
+    positive_task: str = "long_view"
+
+    def __post_init__(self) -> None:
+        _one_of("stage", self.stage, STAGES)
+        _at_least("depth", self.depth, 0)
+        for name in (
+            "history_length",
+            "attention_dim",
+            "feature_dim",
+            "num_heads",
+            "num_slots",
+            "num_experts",
+            "expert_dim",
+            "output_dim",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        _subset("tasks", self.tasks, TASKS)
+        _subset("feedback_signals", self.feedback_signals, BINARY_TASKS)
+        _subset("features", self.features, FEATURES)
+        _one_of("positive_task", self.positive_task, BINARY_TASKS)
+        if not self.tasks:
+            raise ValueError(f"tasks must name at least one of {TASKS}, got none")
+        if "item" not in self.features:
+            raise ValueError(f"features must include 'item', got {self.features}")
+        if self.attention_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide attention_dim, got {self.num_heads} heads for a width of "
+                f"{self.attention_dim}; choose a divisor"
+            )
+        if self.depth > self.namespace.depth:
+            raise ValueError(
+                f"depth must be at most the namespace's {self.namespace.depth} stored layers, got "
+                f"{self.depth}; lower it or train a namespace that stores more"
+            )
+        if self.stage == "ranking" and (self.depth, self.attention_dim) != (
+            self.namespace.depth,
+            self.namespace.dim,
+        ):
+            raise ValueError(
+                "a ranking model writes the rows it computes, so depth and attention_dim must equal "
+                f"the namespace's ({self.namespace.depth}, {self.namespace.dim}), got "
+                f"({self.depth}, {self.attention_dim})"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` reads it back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> ModelConfig:
+        """The configuration written by `to_dict`; unknown keys are refused."""
+        known = {field.name for field in fields(ModelConfig)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model settings {unknown}; expected some of {sorted(known)}")
+        parsed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if isinstance(parsed.get("namespace"), Mapping):
+            parsed["namespace"] = Namespace(**parsed["namespace"])
+        return ModelConfig(**parsed)
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def _subset(name: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    unknown = [value for value in values if value not in allowed]
+    if unknown or len(set(values)) != len(values):
+        raise ValueError(f"{name} must be distinct names of {allowed}, got {values}")

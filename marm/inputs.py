@@ -1,0 +1,204 @@
+"""From events and rows to model inputs: hashing, masks and padding, in numpy.
+
+Everything here depends on data only, never on weights, so it can run ahead of training in another
+thread. Shape legend: B queries, U users, N slab length, L layers, D row width, K item features,
+S feedback signals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marm.config import ModelConfig
+from marm.events import BINARY_TASKS, WATCH_BUCKET_SHIFT, EventBatch, pack_feedback
+from marm.items import ItemFeatures
+from marm.memory import UserRows
+from marm.sequence import (
+    Queries,
+    Slab,
+    View,
+    enters_sequence,
+    view_block,
+    view_slab,
+)
+from marm.sparse import FEATURE_SALTS, HashedTable
+
+_WATCH_MASK = np.uint32(0xF)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Feedback of rows as the model sees it."""
+
+    signals: NDArray[np.float32]  # [..., S] 1 where observed positive
+    watch_bucket: NDArray[np.int64]  # [...] 0: unknown
+
+
+@dataclass(frozen=True)
+class SlabInputs:
+    """Stored rows of the users of a batch."""
+
+    slots_UNK: NDArray[np.int64]
+    feedback: Feedback
+    memory_UNLD: NDArray[np.float32]
+    memorised_BN: NDArray[np.bool_]
+    view: View
+    user_row_B: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """The batch's own events as keys of one another."""
+
+    slots_BK: NDArray[np.int64]
+    feedback: Feedback
+    view: View
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """All a forward pass needs besides weights."""
+
+    target_slots_BK: NDArray[np.int64]  # item features of the targets
+    user_slots_B: NDArray[np.int64]
+    context_slots_B: NDArray[np.int64]
+    slab: SlabInputs
+    block: BlockInputs | None
+
+    def __len__(self) -> int:
+        return len(self.target_slots_BK)
+
+
+class InputBuilder:
+    """Builds `ModelInputs` for one model configuration; holds no weights."""
+
+    def __init__(self, config: ModelConfig, table: HashedTable) -> None:
+        self._config, self._table = config, table
+        self._signal_bits = np.array(
+            [BINARY_TASKS.index(signal) for signal in config.feedback_signals], np.uint32
+        )
+
+    def for_training(self, events: EventBatch, rows: UserRows) -> ModelInputs:
+        """Inputs of a micro-batch.
+
+        ``rows`` holds the stored rows of the batch's distinct users. Rows of the batch's own events
+        may be among them or not: the block is used when they are not (see `for_reading`).
+        """
+        user_row = _positions(rows.user_ids, events.user_id)
+        config = self._config
+        entering = enters_sequence(events, config.namespace.sequence)
+        view, predecessors = view_block(events, user_row, entering, config.history_length)
+        feedback = self._feedback(pack_feedback(events.labels))
+        row_slots = self._row_slots(
+            events.item_id, events.author_id, events.tag_id, events.context_id
+        )
+        return self._inputs(
+            events,
+            self._slab(rows, Queries(user_row, events.timestamp_ms), predecessors),
+            BlockInputs(row_slots, feedback, view),
+        )
+
+    def for_reading(self, events: EventBatch, rows: UserRows) -> ModelInputs:
+        """Inputs of a micro-batch whose own events are already among ``rows`` (time travel)."""
+        queries = Queries(_positions(rows.user_ids, events.user_id), events.timestamp_ms)
+        return self._inputs(
+            events, self._slab(rows, queries, np.zeros(len(events), np.int64)), None
+        )
+
+    def for_candidates(
+        self, rows: UserRows, candidates: ItemFeatures, now_ms: int, context_id: int
+    ) -> ModelInputs:
+        """Inputs of one request: one user's rows, all ``candidates`` asked at ``now_ms``."""
+        if len(rows.user_ids) != 1:
+            raise ValueError(
+                f"a request is scored for exactly one user, got rows of {len(rows.user_ids)}"
+            )
+        query = Queries(np.zeros(1, np.int64), np.array([now_ms], np.int64))
+        slots = self._item_slots(
+            candidates.item_id, candidates.author_id, candidates.tag_id, candidates.duration_ms
+        )
+        return ModelInputs(
+            slots,
+            self._table.slots("user", np.repeat(rows.user_ids, len(candidates))),
+            self._table.slots("context", np.full(len(candidates), context_id, np.int64)),
+            self._slab(rows, query, np.zeros(1, np.int64)),
+            None,
+        )
+
+    def item_slots(self, items: ItemFeatures) -> NDArray[np.int64]:
+        """Table rows of item features, ``[M, K]``."""
+        return self._item_slots(items.item_id, items.author_id, items.tag_id, items.duration_ms)
+
+    def _inputs(
+        self, events: EventBatch, slab: SlabInputs, block: BlockInputs | None
+    ) -> ModelInputs:
+        return ModelInputs(
+            self._item_slots(
+                events.item_id, events.author_id, events.tag_id, events.duration_ms
+            ),
+            self._table.slots("user", events.user_id),
+            self._table.slots("context", events.context_id),
+            slab,
+            block,
+        )
+
+    def _slab(
+        self, rows: UserRows, queries: Queries, newer_B: NDArray[np.int64]
+    ) -> SlabInputs:
+        config = self._config
+        # Rows at or after a query's time may hide among a time-travelling slab: keep them all.
+        slab = Slab.of(rows, int(rows.counts.max(initial=0)))
+        view = view_slab(slab, queries, newer_B, config.history_length)
+        columns = slab.rows
+        memory = columns["memory"][:, :, : config.depth].astype(np.float32)
+        return SlabInputs(
+            self._row_slots(
+                columns["item_id"], columns["author_id"], columns["tag_id"], columns["context_id"]
+            ),
+            self._feedback(columns["feedback"]),
+            memory,
+            view.visible & slab.memorised[queries.user_row],
+            view,
+            queries.user_row,
+        )
+
+    def _feedback(self, packed: NDArray[np.uint32]) -> Feedback:
+        bits = (packed[..., None] >> self._signal_bits) & np.uint32(1)
+        bucket = (packed >> np.uint32(WATCH_BUCKET_SHIFT)) & _WATCH_MASK
+        return Feedback(bits.astype(np.float32), bucket.astype(np.int64))
+
+    def _item_slots(
+        self, item: NDArray, author: NDArray, tag: NDArray, duration_ms: NDArray
+    ) -> NDArray[np.int64]:
+        octave = np.ceil(np.log2(1.0 + np.maximum(duration_ms, 0) / 1000.0)).astype(np.int64)
+        columns = {"item": item, "author": author, "tag": tag, "duration": octave}
+        return self._stack(columns)
+
+    def _row_slots(
+        self, item: NDArray, author: NDArray, tag: NDArray, context: NDArray
+    ) -> NDArray[np.int64]:
+        columns = {"item": item, "author": author, "tag": tag, "context": context}
+        return self._stack(columns)
+
+    def _stack(self, columns: dict[str, NDArray]) -> NDArray[np.int64]:
+        used = [name for name in FEATURE_SALTS if name in columns]
+        return np.stack(
+            [
+                self._table.slots(name, columns[name])
+                for name in used
+                if name in self._config.features
+            ],
+            axis=-1,
+        )
+
+
+def _positions(user_ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    order = np.argsort(user_ids, kind="stable")
+    at = np.searchsorted(user_ids[order], wanted)
+    position = order[np.minimum(at, len(order) - 1)] if len(order) else at
+    if len(wanted) and (not len(order) or not np.array_equal(user_ids[position], wanted)):
+        raise ValueError("rows must hold an entry, possibly empty, for every user of the batch")
+    return position

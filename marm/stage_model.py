@@ -1,0 +1,109 @@
+"""What the models of all three stages have in common.
+
+Shape legend: B queries, T tasks, L layers, D row width, F feature dim.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from marm.config import ModelConfig
+from marm.events import TASKS, WATCH_TIME
+from marm.inputs import InputBuilder, ModelInputs
+from marm.item_stats import ItemStats
+from marm.network import Embedded, embed
+from marm.sparse import HashedTable
+
+Net = Callable[..., "tuple[Tensor, Tensor]"]
+"""The dense half of a model, or the same half wrapped for distributed training."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One training forward pass."""
+
+    loss_sum: Tensor  # scalar, summed over observed labels
+    num_labels: int
+    scores_BT: NDArray[np.float32]  # predictions made before learning, one column per task
+    rows_BLD: Tensor  # y_1..y_L (Eq. 7, 8), detached
+
+
+class StageModel(nn.Module, ABC):
+    """A sparse half (`table`), running item statistics (`stats`) and a dense half (`net`)."""
+
+    def __init__(self, config: ModelConfig, tasks: tuple[str, ...], net: nn.Module) -> None:
+        super().__init__()
+        self.config, self.tasks, self.net = config, tasks, net
+        self.table = HashedTable(config.num_slots, config.feature_dim)
+        self.stats = ItemStats(config.num_slots, len(tasks))
+        self.inputs = InputBuilder(config, self.table)
+        self._task_columns = [TASKS.index(task) for task in tasks]
+        self._is_regression = np.array([task == WATCH_TIME for task in tasks])
+
+    def embed(self, inputs: ModelInputs) -> Embedded:
+        """Look up the table rows of ``inputs`` (Eq. 2)."""
+        return embed(self.table, inputs)
+
+    def targets(self, labels_B: NDArray[np.float32]) -> Tensor:
+        """Training targets ``[B, T]`` of `EventBatch.labels`: watch time as log1p of seconds."""
+        selected = labels_B[:, self._task_columns]
+        logged = np.log1p(np.maximum(selected, 0.0))
+        return torch.from_numpy(np.where(self._is_regression, logged, selected)).to(
+            self.table.weight.device
+        )
+
+    def item_prior(self, item_slots_B: Tensor) -> Tensor:
+        """The wide input ``[B, T]``: logit of the smoothed item mean, or the mean of a regression."""
+        means = self.stats.means(item_slots_B)
+        regression = torch.from_numpy(self._is_regression).to(means.device)
+        return torch.where(regression, means, torch.logit(means.clamp(1e-4, 1 - 1e-4)))
+
+    def item_slots(self, inputs: ModelInputs) -> Tensor:
+        """Table rows of the targets' item ids, ``[B]``."""
+        return torch.from_numpy(inputs.target_slots_BK[:, 0].copy()).to(self.table.weight.device)
+
+    def probabilities(self, logits_BT: Tensor) -> NDArray[np.float32]:
+        """Outputs as probabilities, or seconds for watch time."""
+        regression = torch.from_numpy(self._is_regression).to(logits_BT.device)
+        seconds = torch.expm1(logits_BT.clamp(0.0, 12.0))
+        result = torch.where(regression, seconds, torch.sigmoid(logits_BT))
+        return result.float().cpu().numpy()
+
+    def supervised_loss(self, logits_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, int]:
+        """Summed loss over observed labels and their number: BCE, squared error for watch time."""
+        observed = ~targets_BT.isnan()
+        target = torch.where(observed, targets_BT, torch.zeros_like(targets_BT))
+        regression = torch.from_numpy(self._is_regression).to(logits_BT.device)
+        loss = torch.where(
+            regression,
+            (logits_BT - target).square(),
+            nn.functional.binary_cross_entropy_with_logits(
+                logits_BT, target.clamp(0.0, 1.0), reduction="none"
+            ),
+        )
+        return (loss * observed).sum(), int(observed.sum())
+
+    @abstractmethod
+    def training_forward(
+        self,
+        net: Net,
+        embedded: Embedded,
+        labels_B: NDArray[np.float32],
+        block_memory_BLD: Tensor | None = None,
+    ) -> StepOutput:
+        """Predict and compute the loss of a micro-batch; learns nothing yet.
+
+        Args:
+            net: ``self.net``, or its distributed wrapper.
+            embedded: the embedded micro-batch.
+            labels_B: `EventBatch.labels` of the batch.
+            block_memory_BLD: vectors the ranking model computed for the batch's own events, for
+                models that read its memory; None for the model that writes it.
+        """
