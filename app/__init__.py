@@ -1,0 +1,1 @@
+"""The edge of the system: arguments, HTTP, A/B routing, feedback, and the command line."""

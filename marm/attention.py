@@ -37,8 +37,9 @@ class Keys:
 class TargetAttention(nn.Module):
     """``Target-Attention`` of Eq. (5): every query attends to its history; ``[B, D]``.
 
-    Pre-normalised multi-head attention with a recency bias, a null key that takes the weight when nothing matches (so an empty history is no
-    special case), a residual connection and a feed-forward block.
+    Pre-normalised multi-head attention with a recency bias, a null key that takes the weight when
+    nothing matches (so an empty history is no special case), a residual connection and a
+    feed-forward block.
     """
 
     def __init__(self, query_dim: int, key_dim: int, dim: int, num_heads: int) -> None:
@@ -65,7 +66,7 @@ class TargetAttention(nn.Module):
             logits.append(self._logits(q_BHE, k, keys))
             values.append(v)
         weights = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
-        parts = weights.split([part.shape[-1] for part in logits], dim=-1)[1:]
+        parts = torch.split(weights, [part.shape[-1] for part in logits], dim=-1)[1:]
         context = torch.zeros_like(q_BHE)
         for part, v, keys in zip(parts, values, key_sets, strict=True):
             context = context + _mix(part, v, keys.user_row)
@@ -107,16 +108,20 @@ class RecencyBias(nn.Module):
     """Learned bias of every layer and head for the distance in events and in time.
 
     ``decay_slopes[l][h]`` is how much the bias of layer l, head h falls per distance bucket at the
-    start of training.
+    start of training. What ``recency`` leaves out keeps its initial bias.
     """
 
-    def __init__(self, decay_slopes: list[list[float]]) -> None:
+    def __init__(self, decay_slopes: list[list[float]], recency: tuple[str, ...]) -> None:
         super().__init__()
         self.num_layers, self.num_heads = len(decay_slopes), len(decay_slopes[0])
         slopes = torch.tensor(decay_slopes).flatten()
         buckets = torch.arange(NUM_DISTANCE_BUCKETS, dtype=torch.float32)
-        self.distance = nn.Parameter(-buckets[:, None] * slopes)
-        self.gap = nn.Parameter(torch.zeros(NUM_GAP_BUCKETS, len(slopes)))
+        self.distance = nn.Parameter(
+            -buckets[:, None] * slopes, requires_grad="distance" in recency
+        )
+        self.gap = nn.Parameter(
+            torch.zeros(NUM_GAP_BUCKETS, len(slopes)), requires_grad="gap" in recency
+        )
 
     def forward(self, distance: Tensor, gap: Tensor) -> list[Tensor]:
         """Bias of each layer, ``[B, H, N]``, for distance and gap buckets ``[B, N]``."""
@@ -153,10 +158,11 @@ class MultiLayerTargetAttention(nn.Module):
         memory_dim: int,
         depth: int,
         num_heads: int,
+        recency: tuple[str, ...],
     ) -> None:
         super().__init__()
         decaying = [FIRST_LAYER_DECAY if head % 2 == 0 else 0.0 for head in range(num_heads)]
-        self.recency = RecencyBias([decaying] + [[0.0] * num_heads for _ in range(depth)])
+        self.recency = RecencyBias([decaying] + [[0.0] * num_heads for _ in range(depth)], recency)
         self.first = TargetAttention(query_dim, feature_dim, dim, num_heads)
         self.memory_norms = nn.ModuleList(nn.LayerNorm(memory_dim) for _ in range(depth))
         self.layers = nn.ModuleList(

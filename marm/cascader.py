@@ -57,9 +57,10 @@ class Cascader(StageModel):
         block_memory_BLD: Tensor | None = None,
     ) -> StepOutput:
         """See `StageModel.training_forward`."""
-        logits, rows = net(embedded, self.item_prior(self.item_slots(embedded.inputs)), block_memory_BLD)
-        loss, count = self.supervised_loss(logits, self.targets(labels_B))
-        return StepOutput(loss, count, self.probabilities(logits.detach()), rows.detach())
+        prior = self.item_prior(self.item_slots(embedded.inputs))
+        logits, rows = net(embedded, prior, block_memory_BLD)
+        loss = self.supervised_loss(logits, self.targets(labels_B))
+        return StepOutput(loss, self.probabilities(logits.detach()), rows.detach())
 
     @torch.inference_mode()
     def score(

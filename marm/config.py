@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from marm.events import BINARY_TASKS, TASKS
@@ -11,6 +11,8 @@ from marm.memory import Namespace
 
 STAGES = ("ranking", "cascading", "retrieval")
 FEATURES = ("item", "author", "tag", "duration", "context")
+
+RECENCY = ("distance", "gap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,10 @@ class ModelConfig:
         num_heads: H; divides ``attention_dim``.
         tasks: learned tasks, in the order of the model's outputs.
         feedback_signals: binary signals of a history row that the model sees.
-        features: sparse features besides the user id: ``item``, ``author``, ``tag`` and ``duration``
+        features: sparse features besides the user id: ``item``, ``author``, ``tag``, ``duration``
             are summed into an item's embedding, ``context`` (page, tab) describes an exposure.
+        recency: what biases attention: ``distance`` in events, ``gap`` in time. Leave ``gap`` out
+            where the clock of the log is not exact: a model learns the artefacts of a clock.
         num_slots: rows of the hashed embedding table shared by all features.
         num_experts: experts of the multi-gate mixture (ranking).
         expert_dim: width of an expert and of the towers.
@@ -38,7 +42,7 @@ class ModelConfig:
     """
 
     stage: str = "ranking"
-    namespace: Namespace = Namespace()
+    namespace: Namespace = field(default_factory=Namespace)
     depth: int = 2
     history_length: int = 50
     attention_dim: int = 32
@@ -47,6 +51,7 @@ class ModelConfig:
     tasks: tuple[str, ...] = TASKS
     feedback_signals: tuple[str, ...] = BINARY_TASKS
     features: tuple[str, ...] = FEATURES
+    recency: tuple[str, ...] = RECENCY
     num_slots: int = 1 << 18
     num_experts: int = 3
     expert_dim: int = 64
@@ -70,6 +75,7 @@ class ModelConfig:
         _subset("tasks", self.tasks, TASKS)
         _subset("feedback_signals", self.feedback_signals, BINARY_TASKS)
         _subset("features", self.features, FEATURES)
+        _subset("recency", self.recency, RECENCY)
         _one_of("positive_task", self.positive_task, BINARY_TASKS)
         if not self.tasks:
             raise ValueError(f"tasks must name at least one of {TASKS}, got none")
@@ -90,7 +96,7 @@ class ModelConfig:
             self.namespace.dim,
         ):
             raise ValueError(
-                "a ranking model writes the rows it computes, so depth and attention_dim must equal "
+                "a ranking model writes the rows it computes: depth and attention_dim must equal "
                 f"the namespace's ({self.namespace.depth}, {self.namespace.dim}), got "
                 f"({self.depth}, {self.attention_dim})"
             )
@@ -102,11 +108,13 @@ class ModelConfig:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ModelConfig:
         """The configuration written by `to_dict`; unknown keys are refused."""
-        known = {field.name for field in fields(ModelConfig)}
+        known = {f.name for f in fields(ModelConfig)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown model settings {unknown}; expected some of {sorted(known)}")
-        parsed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        parsed: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         if isinstance(parsed.get("namespace"), Mapping):
             parsed["namespace"] = Namespace(**parsed["namespace"])
         return ModelConfig(**parsed)

@@ -15,7 +15,9 @@ class MixtureOfExpertsHeads(nn.Module):
         self.norm = nn.LayerNorm(input_dim)
         self.experts = nn.Linear(input_dim, num_experts * expert_dim)
         self.gates = nn.Linear(input_dim, num_tasks * num_experts)
-        self.tower_weight = nn.Parameter(torch.randn(num_tasks, expert_dim) * expert_dim**-0.5 * 0.1)
+        self.tower_weight = nn.Parameter(
+            torch.randn(num_tasks, expert_dim) * expert_dim**-0.5 * 0.1
+        )
         self.tower_bias = nn.Parameter(torch.zeros(num_tasks))
 
     def forward(self, inputs: Tensor) -> Tensor:

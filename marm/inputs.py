@@ -84,8 +84,8 @@ class InputBuilder:
     def for_training(self, events: EventBatch, rows: UserRows) -> ModelInputs:
         """Inputs of a micro-batch.
 
-        ``rows`` holds the stored rows of the batch's distinct users. Rows of the batch's own events
-        may be among them or not: the block is used when they are not (see `for_reading`).
+        ``rows`` holds, for each distinct user of the batch, stored rows from before his first event
+        in it; the batch's own events are keys of one another.
         """
         user_row = _positions(rows.user_ids, events.user_id)
         config = self._config
@@ -97,16 +97,19 @@ class InputBuilder:
         )
         return self._inputs(
             events,
-            self._slab(rows, Queries(user_row, events.timestamp_ms), predecessors),
+            self._slab(
+                rows, config.history_length, Queries(user_row, events.timestamp_ms), predecessors
+            ),
             BlockInputs(row_slots, feedback, view),
         )
 
     def for_reading(self, events: EventBatch, rows: UserRows) -> ModelInputs:
         """Inputs of a micro-batch whose own events are already among ``rows`` (time travel)."""
         queries = Queries(_positions(rows.user_ids, events.user_id), events.timestamp_ms)
-        return self._inputs(
-            events, self._slab(rows, queries, np.zeros(len(events), np.int64)), None
-        )
+        # Rows at or after a query's time may hide among a user's newest: look through all of them.
+        longest = int(rows.counts.max(initial=0))
+        newer = np.zeros(len(events), np.int64)
+        return self._inputs(events, self._slab(rows, longest, queries, newer), None)
 
     def for_candidates(
         self, rows: UserRows, candidates: ItemFeatures, now_ms: int, context_id: int
@@ -124,7 +127,7 @@ class InputBuilder:
             slots,
             self._table.slots("user", np.repeat(rows.user_ids, len(candidates))),
             self._table.slots("context", np.full(len(candidates), context_id, np.int64)),
-            self._slab(rows, query, np.zeros(1, np.int64)),
+            self._slab(rows, int(rows.counts[0]), query, np.zeros(1, np.int64)),
             None,
         )
 
@@ -136,9 +139,7 @@ class InputBuilder:
         self, events: EventBatch, slab: SlabInputs, block: BlockInputs | None
     ) -> ModelInputs:
         return ModelInputs(
-            self._item_slots(
-                events.item_id, events.author_id, events.tag_id, events.duration_ms
-            ),
+            self._item_slots(events.item_id, events.author_id, events.tag_id, events.duration_ms),
             self._table.slots("user", events.user_id),
             self._table.slots("context", events.context_id),
             slab,
@@ -146,11 +147,10 @@ class InputBuilder:
         )
 
     def _slab(
-        self, rows: UserRows, queries: Queries, newer_B: NDArray[np.int64]
+        self, rows: UserRows, num_columns: int, queries: Queries, newer_B: NDArray[np.int64]
     ) -> SlabInputs:
         config = self._config
-        # Rows at or after a query's time may hide among a time-travelling slab: keep them all.
-        slab = Slab.of(rows, int(rows.counts.max(initial=0)))
+        slab = Slab.of(rows, num_columns)
         view = view_slab(slab, queries, newer_B, config.history_length)
         columns = slab.rows
         memory = columns["memory"][:, :, : config.depth].astype(np.float32)

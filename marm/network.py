@@ -94,6 +94,7 @@ class SequenceNetwork(nn.Module):
             config.namespace.dim,
             config.depth,
             config.num_heads,
+            config.recency,
         )
 
     def forward(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from marm.attention import RecencyBias, TargetAttention
 from marm.events import BINARY_TASKS, WATCH_BUCKET_SHIFT, EventBatch, pack_feedback
-from marm.ranker import Ranker, RankerNet
+from marm.ranker import Ranker, RankerNet, stack_rows
 from marm.sequence import distance_bucket, enters_sequence, gap_bucket
 
 
@@ -49,30 +49,25 @@ def decode_history(model: Ranker, history: EventBatch) -> ReferenceOutput:
     target_PF, live_PF = _item_embeddings(model, history), _live_features(model, net, history)
     user_PF = _look_up(model, "user", history.user_id)
     context_PF = _look_up(model, "context", history.context_id)
-    query, outputs = target_PF + context_PF, []
+    query = target_PF + context_PF
+    outputs: list[Tensor] = []
     for index, layer in enumerate([attention.first, *attention.layers]):
         assert isinstance(layer, TargetAttention)
         key_inputs = live_PF
         if index > 0:
             norm = attention.memory_norms[index - 1]
             key_inputs = torch.cat([norm(outputs[-1]), live_PF], dim=-1)
-        query = torch.stack(
-            [
-                _attend(
-                    layer, query[position], key_inputs[past], _bias(attention.recency, *where)[index]
-                )
-                for position in range(len(history))
-                for past, where in [_band(history, position, model)]
-            ]
-        )
+        rows = []
+        for position in range(len(history)):
+            past, (distances, gaps) = _band(history, position, model)
+            bias = _bias(attention.recency, distances, gaps)[index]
+            rows.append(_attend(layer, query[position], key_inputs[past], bias))
+        query = torch.stack(rows)
         outputs.append(query)
     features = torch.cat([outputs[-1], target_PF, user_PF, context_PF], dim=-1)
     item_slots = torch.from_numpy(model.table.slots("item", history.item_id))
     logits = net.heads(features) + net.prior_scale * model.item_prior(item_slots)
-    rows = outputs[0].new_zeros(len(history), 0, model.config.attention_dim)
-    if model.config.depth:
-        rows = torch.stack(outputs[:-1], dim=1)
-    return ReferenceOutput(logits, rows)
+    return ReferenceOutput(logits, stack_rows(outputs))
 
 
 def _band(
@@ -117,7 +112,7 @@ def _look_up(model: Ranker, feature: str, ids: np.ndarray) -> Tensor:
 
 def _item_embeddings(model: Ranker, history: EventBatch) -> Tensor:
     octave = np.ceil(np.log2(1.0 + np.maximum(history.duration_ms, 0) / 1000.0)).astype(np.int64)
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "item": history.item_id,
         "author": history.author_id,
         "tag": history.tag_id,
@@ -129,7 +124,7 @@ def _item_embeddings(model: Ranker, history: EventBatch) -> Tensor:
 
 def _live_features(model: Ranker, net: RankerNet, history: EventBatch) -> Tensor:
     """Item and feedback embeddings of the history's rows, ``[P, F]``."""
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "item": history.item_id,
         "author": history.author_id,
         "tag": history.tag_id,

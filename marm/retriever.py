@@ -65,6 +65,11 @@ class Retriever(StageModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, (config.positive_task,), RetrieverNet(config))
 
+    @property
+    def _towers(self) -> RetrieverNet:
+        assert isinstance(self.net, RetrieverNet)
+        return self.net
+
     def training_forward(
         self,
         net: Net,
@@ -86,7 +91,11 @@ class Retriever(StageModel):
         loss = (torch.logsumexp(corrected, dim=1) - corrected.diagonal())[positive].sum()
         no_rows = item_BV.detach().new_zeros((len(item_BV), 0, self.config.attention_dim))
         scores = own.detach().float().cpu().numpy()[:, None]
-        return StepOutput(loss + 0.0 * own.sum(), int(positive.sum()), scores, no_rows)
+        return StepOutput(loss, scores, no_rows)
+
+    def num_labels(self, labels_B: NDArray[np.float32]) -> int:
+        """Number of positive events: each is one softmax."""
+        return int((labels_B[:, self._task_columns] > 0).sum())
 
     @torch.inference_mode()
     def user_vector(
@@ -99,13 +108,13 @@ class Retriever(StageModel):
         """
         check_single_user(rows, user_id)
         inputs = self._user_inputs(rows, now_ms, context_id)
-        return self.net.user_vectors(self.embed(inputs))[0].float().cpu().numpy()
+        return self._towers.user_vectors(self.embed(inputs))[0].float().cpu().numpy()
 
     @torch.inference_mode()
     def item_vectors(self, items: ItemFeatures) -> NDArray[np.float32]:
         """Vectors ``[M, V]`` of ``items``; inner products with a user vector rank them."""
         embedded = embed_items(self.table, self.inputs.item_slots(items))
-        return self.net.item_vectors(embedded).float().cpu().numpy()
+        return self._towers.item_vectors(embedded).float().cpu().numpy()
 
     def popularity(self, items: ItemFeatures) -> NDArray[np.float32]:
         """Smoothed positive rate times log exposures, ``[M]``: what to show whom nothing is known

@@ -29,8 +29,7 @@ Net = Callable[..., "tuple[Tensor, Tensor]"]
 class StepOutput:
     """One training forward pass."""
 
-    loss_sum: Tensor  # scalar, summed over observed labels
-    num_labels: int
+    loss_sum: Tensor  # scalar, summed over the terms that `StageModel.num_labels` counts
     scores_BT: NDArray[np.float32]  # predictions made before learning, one column per task
     rows_BLD: Tensor  # y_1..y_L (Eq. 7, 8), detached
 
@@ -60,7 +59,7 @@ class StageModel(nn.Module, ABC):
         )
 
     def item_prior(self, item_slots_B: Tensor) -> Tensor:
-        """The wide input ``[B, T]``: logit of the smoothed item mean, or the mean of a regression."""
+        """The wide input ``[B, T]``: logit of the smoothed item mean; the mean of a regression."""
         means = self.stats.means(item_slots_B)
         regression = torch.from_numpy(self._is_regression).to(means.device)
         return torch.where(regression, means, torch.logit(means.clamp(1e-4, 1 - 1e-4)))
@@ -76,8 +75,8 @@ class StageModel(nn.Module, ABC):
         result = torch.where(regression, seconds, torch.sigmoid(logits_BT))
         return result.float().cpu().numpy()
 
-    def supervised_loss(self, logits_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, int]:
-        """Summed loss over observed labels and their number: BCE, squared error for watch time."""
+    def supervised_loss(self, logits_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Summed loss over observed labels: BCE, squared error for watch time."""
         observed = ~targets_BT.isnan()
         target = torch.where(observed, targets_BT, torch.zeros_like(targets_BT))
         regression = torch.from_numpy(self._is_regression).to(logits_BT.device)
@@ -88,7 +87,11 @@ class StageModel(nn.Module, ABC):
                 logits_BT, target.clamp(0.0, 1.0), reduction="none"
             ),
         )
-        return (loss * observed).sum(), int(observed.sum())
+        return (loss * observed).sum()
+
+    def num_labels(self, labels_B: NDArray[np.float32]) -> int:
+        """Number of terms in the loss of a batch: observed labels of the tasks."""
+        return int((~np.isnan(labels_B[:, self._task_columns])).sum())
 
     @abstractmethod
     def training_forward(

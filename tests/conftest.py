@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
-import pytest
-
+# Ray reads these when it is imported.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+import pytest
+import ray
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A real one-node Ray cluster, started once for the session."""
-    import ray
-
     ray.init(
         num_cpus=16,
         include_dashboard=False,
@@ -25,3 +26,12 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of this machine that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from marm.config import ModelConfig
 from marm.events import TASKS, EventBatch
+from marm.items import ItemFeatures
 from marm.memory import InProcessMemory, Namespace, UserRows
 from marm.model_factory import build_model
 from marm.ranker import Ranker
@@ -115,9 +116,7 @@ def test_streaming_equals_reference(
     for user in np.unique(events.user_id):
         own = np.flatnonzero(events.user_id == user)
         expected = decode_history(model, events.take(own))
-        torch.testing.assert_close(
-            logits[own], expected.logits_PT, atol=TOLERANCE, rtol=TOLERANCE
-        )
+        torch.testing.assert_close(logits[own], expected.logits_PT, atol=TOLERANCE, rtol=TOLERANCE)
         torch.testing.assert_close(rows[own], expected.rows_PLD, atol=TOLERANCE, rtol=TOLERANCE)
         stored = memory.fetch(np.array([user]), 1000)
         keep = enters_sequence(events.take(own), sequence)
@@ -182,9 +181,7 @@ def test_candidates_never_influence_each_other() -> None:
     )
 
 
-def model_items(events: EventBatch):  # type: ignore[no-untyped-def]
-    from marm.items import ItemFeatures
-
+def model_items(events: EventBatch) -> ItemFeatures:
     return ItemFeatures(events.item_id, events.author_id, events.tag_id, events.duration_ms)
 
 

@@ -1,0 +1,86 @@
+"""`build_app`: from arguments to a Serve application. ``import_path: app.build:build_app``.
+
+Without postponed annotations on purpose: Serve looks at the annotation of the builder's argument
+to know that it is to be validated as `AppArgs`.
+"""
+
+from pathlib import Path
+
+from ray import serve
+from ray.serve import Application
+
+from app.args import AppArgs, deployment_name
+from app.ingress import Ingress
+from cache_actors.home import Home
+from cache_actors.pool import start_pool
+from cache_actors.shard_link import PoolInfo
+from stages.deployments import StageSpec, stage_deployment
+from stages.request import STAGES, StageName
+
+RAY_NAMESPACE = "marm"
+"""Where the actors live that outlive an application: memory shards and the log writer."""
+
+
+def build_app(args: AppArgs) -> Application:
+    """Start the home's memory pool where it does not run, and wire stages and edge together.
+
+    Serve calls this in a task of its own, possibly more than once; calling it again is safe.
+
+    Raises:
+        ValueError: when there is no home, naming the directory and what to run.
+    """
+    home = existing_home(args.home)
+    pool = start_pool(home, args.memory.shards, RAY_NAMESPACE, args.memory.pool)
+    handles: dict[StageName, dict[str, Application]] = {
+        stage: {
+            name: bind_variant(args, stage, name, home, pool) for name in args.stage(stage).variants
+        }
+        for stage in STAGES
+    }
+    ingress = serve.deployment(
+        name="ingress",
+        num_replicas=args.ingress.num_replicas,
+        max_ongoing_requests=args.ingress.max_ongoing_requests,
+        max_queued_requests=args.ingress.max_queued_requests,
+        ray_actor_options={"num_cpus": args.ingress.num_cpus},
+    )(Ingress)
+    return ingress.bind(args, home, pool, handles)
+
+
+def bind_variant(
+    args: AppArgs, stage: StageName, name: str, home: Home, pool: PoolInfo
+) -> Application:
+    """The bound deployment of one stage variant."""
+    variant = args.stage(stage).variants[name]
+    spec = StageSpec(
+        stage=stage,
+        variant=name,
+        model=variant.model or name,
+        home=home,
+        pool=pool,
+        index=variant.index,
+        num_cpus=variant.num_cpus,
+        poll_s=variant.poll_s,
+    )
+    deployment = stage_deployment(
+        spec,
+        name=deployment_name(stage, name),
+        num_replicas=variant.num_replicas,
+        max_ongoing_requests=variant.max_ongoing_requests,
+        max_queued_requests=variant.max_queued_requests,
+        user_config=variant.user_config,
+    )
+    return deployment.bind(spec)
+
+
+def existing_home(path: str) -> Home:
+    """The home at ``path``, which training or ingestion made before."""
+    home = Home(Path(path))
+    for directory, what in ((home.path, "home"), (home.models, "model directory")):
+        if not directory.is_dir():
+            raise ValueError(
+                f"there is no {what} at {directory}; run `marm demo` or `marm train` first, or set "
+                "'home' in the args of serve_config.yaml to the directory they used (relative "
+                "paths start where `serve run` was started)"
+            )
+    return home

@@ -1,0 +1,236 @@
+"""One LMDB environment per directory and process, with a map that grows.
+
+LMDB forbids opening a directory twice in a process (closing one copy drops the locks of the other)
+and changing the size of the map while a transaction of the process is open. Everything that must
+know these rules is here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from marm.memory import Namespace
+
+Result = TypeVar("Result")
+
+MAX_READERS = 1024
+"""Reading processes and threads that may use one store at a time."""
+
+
+class MemoryStoreError(RuntimeError):
+    """A store cannot be opened, read or written."""
+
+
+class MemoryStoreAbsentError(MemoryStoreError):
+    """There is no store at a path, or its writer has not finished making it."""
+
+
+class NamespaceMismatchError(MemoryStoreError):
+    """A store or an array holds rows of another namespace."""
+
+    @staticmethod
+    def of(place: str, expected: Namespace, found: object) -> NamespaceMismatchError:
+        """The error for ``place``, which should belong to ``expected``."""
+        return NamespaceMismatchError(
+            f"{place} must hold rows of namespace {expected.name}, but holds {found}; "
+            "open it with its own namespace, or raise the namespace's epoch to start afresh"
+        )
+
+
+class _MapGate:
+    """Lets transactions run together, and a change of the map size run alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._users = 0
+        self._closing = False
+
+    def enter(self) -> None:
+        with self._changed:
+            while self._closing:
+                self._changed.wait()
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._users -= 1
+            if not self._users:
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            while self._closing:
+                self._changed.wait()
+            self._closing = True
+            while self._users:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closing = False
+                self._changed.notify_all()
+
+
+class LmdbEnvironment:
+    """An open LMDB directory with one table of pages and one of facts about the store."""
+
+    def __init__(self, path: Path, env: Any, max_map_bytes: int) -> None:
+        self.path = path
+        self.env = env
+        self.max_map_bytes = max_map_bytes
+        self.references = 1
+        self._gate = _MapGate()
+        self._write_lock = threading.Lock()
+        readonly = env.flags()["readonly"]
+        self.readonly: bool = readonly
+        self.pages = env.open_db(b"pages", create=not readonly)
+        self.facts = env.open_db(b"facts", create=not readonly)
+
+    def read(self, work: Callable[[Any], Result]) -> Result:
+        """``work(transaction)`` on a consistent snapshot. Buffers it sees end with it."""
+        while True:
+            try:
+                self._gate.enter()
+                try:
+                    with self.env.begin(buffers=True) as transaction:
+                        return work(transaction)
+                finally:
+                    self._gate.leave()
+            except lmdb.MapResizedError:  # another process grew the store
+                with self._gate.alone():
+                    self.env.set_mapsize(0)
+            except lmdb.CorruptedError as error:
+                raise self._damaged(error) from error
+
+    def write(self, work: Callable[[Any, Any], Result]) -> Result:
+        """``work(transaction, before)``, committed as a whole or not at all.
+
+        ``before`` reads the state before the transaction: its buffers stay valid while the
+        transaction writes. The work is repeated when the map has to grow.
+        """
+        with self._write_lock:
+            while True:
+                try:
+                    return self._write_once(work)
+                except lmdb.MapFullError:
+                    self._grow()
+                except lmdb.MapResizedError:
+                    with self._gate.alone():
+                        self.env.set_mapsize(0)
+                except lmdb.CorruptedError as error:
+                    raise self._damaged(error) from error
+                except lmdb.Error as error:
+                    raise MemoryStoreError(
+                        f"rows could not be stored in {self.path}: {error}; nothing of this batch "
+                        "was stored. Check free space and permissions there, then save again"
+                    ) from error
+
+    def forget_dead_readers(self) -> None:
+        """Free the places of readers that were killed; old pages could never be reused else."""
+        self.env.reader_check()
+
+    def flush(self) -> None:
+        """Write every commit through to the disk."""
+        self.env.sync(True)
+
+    def close(self) -> None:
+        """Give back one reference; the last one closes the directory."""
+        with _registry_lock:
+            self.references -= 1
+            if self.references:
+                return
+            _registry.pop(self.path, None)
+        with self._gate.alone():
+            self.env.close()
+
+    def _write_once(self, work: Callable[[Any, Any], Result]) -> Result:
+        self._gate.enter()
+        try:
+            # The write lock is held before the snapshot is taken, so nothing comes between.
+            with (
+                self.env.begin(write=True) as transaction,
+                self.env.begin(buffers=True) as before,
+            ):
+                return work(transaction, before)
+        finally:
+            self._gate.leave()
+
+    def _grow(self) -> None:
+        with self._gate.alone():
+            size = self.env.info()["map_size"]
+            if size >= self.max_map_bytes:
+                raise MemoryStoreError(
+                    f"store {self.path} reached its limit of {self.max_map_bytes} bytes; raise "
+                    "max_map_bytes, lower max_rows_per_user or add shards"
+                )
+            self.env.set_mapsize(min(2 * size, self.max_map_bytes))
+
+    def _damaged(self, error: Exception) -> MemoryStoreError:
+        return MemoryStoreError(
+            f"store {self.path} is damaged ({error}); delete that directory and replay the event "
+            "log to rebuild its rows"
+        )
+
+
+# LMDB's rule of one environment per directory and process makes this table unavoidable.
+_registry: dict[Path, LmdbEnvironment] = {}
+_registry_lock = threading.Lock()
+
+
+def open_environment(
+    path: Path, readonly: bool, map_bytes: int, max_map_bytes: int
+) -> LmdbEnvironment:
+    """The environment of directory ``path``; a reader shares the writer of its own process."""
+    path = path.resolve()
+    with _registry_lock:
+        shared = _registry.get(path)
+        if shared is not None:
+            if shared.readonly and not readonly:
+                raise MemoryStoreError(
+                    f"store {path} is open for reading in this process, so it cannot be opened for "
+                    "writing; close the reader first"
+                )
+            shared.references += 1
+            return shared
+        if readonly and not (path / "data.mdb").exists():
+            raise MemoryStoreAbsentError(
+                f"no memory store at {path}; start the pool and open the namespace first"
+            )
+        if not readonly:
+            path.mkdir(parents=True, exist_ok=True)
+        try:
+            # Without sync an acknowledged commit survives the death of the process (the kernel
+            # holds it), not of the machine: after that the event log rebuilds the rows.
+            env = lmdb.open(
+                str(path),
+                map_size=map_bytes,
+                readonly=readonly,
+                sync=False,
+                metasync=False,
+                max_readers=MAX_READERS,
+                max_dbs=2,
+            )
+            try:
+                opened = LmdbEnvironment(path, env, max_map_bytes)
+            except BaseException:
+                env.close()
+                raise
+        except lmdb.NotFoundError as error:
+            raise MemoryStoreAbsentError(
+                f"store {path} is not initialised yet; let its writer open it first"
+            ) from error
+        except (lmdb.Error, OSError) as error:
+            raise MemoryStoreError(
+                f"store {path} cannot be opened: {error}; check permissions and free space, or "
+                "delete that directory and replay the event log"
+            ) from error
+        _registry[path] = opened
+        return opened

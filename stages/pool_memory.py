@@ -1,0 +1,33 @@
+"""The namespaces of a pool as serving reads them."""
+
+from __future__ import annotations
+
+import threading
+
+from cache_actors.client import MemoryClient
+from cache_actors.shard_link import PoolInfo
+from marm.memory import Namespace
+
+READ_TIMEOUT_S = 0.5
+"""A shard on another node that takes longer than this is a miss: the request can't wait for it."""
+
+
+class PoolMemory:
+    """One client per namespace of a pool, made when it is first asked for and then kept.
+
+    A client can be made while shards are down; it finds them by itself when they are back.
+    """
+
+    def __init__(self, pool: PoolInfo) -> None:
+        self._pool = pool
+        self._clients: dict[Namespace, MemoryClient] = {}
+        self._making = threading.Lock()
+
+    def client(self, namespace: Namespace) -> MemoryClient:
+        """The client of ``namespace``; the same one for every version that reads it."""
+        with self._making:
+            client = self._clients.get(namespace)
+            if client is None:
+                client = MemoryClient(self._pool, namespace, read_timeout_s=READ_TIMEOUT_S)
+                self._clients[namespace] = client
+            return client

@@ -1,0 +1,93 @@
+"""One stage variant as a server without Ray: its live model, its knobs, its deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import ValidationError
+
+from marm.memory import Namespace
+from stages.knobs import StageKnobs
+from stages.live_model import LiveModel
+from stages.request import Outcome, StageName, StageRequest, StageResult, StageStatus
+
+K = TypeVar("K", bound=StageKnobs)
+K_contra = TypeVar("K_contra", bound=StageKnobs, contravariant=True)
+
+
+class Stage(Protocol[K_contra]):
+    """One loaded version of a stage."""
+
+    @property
+    def version(self) -> int:
+        """The published version."""
+        ...
+
+    @property
+    def namespace(self) -> Namespace:
+        """The memory that is read."""
+        ...
+
+    def run(self, request: StageRequest, knobs: K_contra) -> StageResult:
+        """Answer one request."""
+        ...
+
+
+class StageServer(Generic[K]):
+    """Runs requests on whatever version is live, under the knobs set last."""
+
+    def __init__(
+        self, stage: StageName, variant: str, live: LiveModel[Stage[K]], knobs: type[K]
+    ) -> None:
+        self._stage = stage
+        self._variant = variant
+        self._live = live
+        self._knobs_type = knobs
+        self._knobs = knobs()
+
+    def reconfigure(self, settings: Mapping[str, Any]) -> None:
+        """Replace the knobs as a whole; settings that are not understood change nothing."""
+        try:
+            knobs = self._knobs_type.model_validate(dict(settings))
+        except ValidationError as error:
+            raise ValueError(f"user_config of {self._stage}/{self._variant}: {error}") from error
+        if knobs.model_version != self._knobs.model_version:
+            self._live.want(knobs.model_version)
+        self._knobs = knobs
+
+    def run(self, request: StageRequest) -> StageResult:
+        """Answer one request, or say why not."""
+        started = time.perf_counter()
+        stage = self._live.current
+        if stage is None:
+            return self._refuse("no_model", request, self._live.problem)
+        late_ms = time.time() * 1000 - request.deadline_ms
+        if late_ms > 0:
+            return self._refuse("late", request, f"the request was {late_ms:.0f} ms late")
+        result = stage.run(request, self._knobs)
+        elapsed_ms = (time.perf_counter() - started) * 1000
+        # The arm's name, which may differ from that of the published variant it serves.
+        return replace(result, variant=self._variant, elapsed_ms=elapsed_ms)
+
+    def status(self) -> StageStatus:
+        """Whether this variant can serve, and with what."""
+        stage = self._live.current
+        return StageStatus(
+            stage=self._stage,
+            variant=self._variant,
+            model_version=None if stage is None else stage.version,
+            namespace=None if stage is None else stage.namespace,
+            problem=self._live.problem,
+        )
+
+    def _refuse(self, outcome: Outcome, request: StageRequest, reason: str) -> StageResult:
+        return StageResult(
+            stage=self._stage,
+            variant=self._variant,
+            outcome=outcome,
+            num_in=len(request.candidates),
+            reason=reason,
+        )

@@ -1,0 +1,44 @@
+"""Answers of shards, put together in the order of the question."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cache_actors.gather import ShardAnswer, gather_rows
+from cache_actors.placement import Placement
+from marm.memory import InProcessMemory, Namespace
+
+
+@pytest.mark.parametrize("namespace", [Namespace(), Namespace(depth=0)])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_gathered_answers_equal_one_store(namespace: Namespace, num_shards: int) -> None:
+    rng = np.random.default_rng(0)
+    owners = rng.integers(0, 30, 400)
+    rows = np.zeros(400, namespace.row_dtype)
+    rows["timestamp_ms"] = np.arange(400)
+    rows["event_key"] = rng.integers(0, 2**60, 400)
+    memory = InProcessMemory(namespace)
+    memory.save(owners, rows)
+    user_ids = rng.permutation(40)  # ten of them have no rows
+    answers = [
+        ShardAnswer(share.positions, memory.fetch(user_ids[share.positions], 5))
+        for share in Placement.even(num_shards).split(user_ids)
+    ]
+    found = gather_rows(user_ids, namespace.row_dtype, answers)
+    expected = memory.fetch(user_ids, 5)
+    assert found.user_ids.tolist() == user_ids.tolist()
+    assert found.offsets.tolist() == expected.offsets.tolist()
+    assert found.rows.tobytes() == expected.rows.tobytes()
+
+
+def test_users_without_an_answer_have_no_rows() -> None:
+    namespace = Namespace()
+    memory = InProcessMemory(namespace)
+    memory.save(np.array([5]), np.zeros(1, namespace.row_dtype))
+    answer = ShardAnswer(np.array([1]), memory.fetch(np.array([5]), 9))
+    found = gather_rows(np.array([4, 5, 6]), namespace.row_dtype, [answer])
+    assert found.counts.tolist() == [0, 1, 0]
+    nothing = gather_rows(np.array([4, 5]), namespace.row_dtype, [])
+    assert nothing.counts.tolist() == [0, 0]
+    assert nothing.rows.dtype == namespace.row_dtype

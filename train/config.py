@@ -1,0 +1,125 @@
+"""Configuration of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from marm.config import STAGES, ModelConfig
+from marm.memory import Namespace
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One streaming run over a log.
+
+    Attributes:
+        models: the models to train together, ranking first when it is among them. Without a ranking
+            model the memory is only read (time travel).
+        variant: name under which versions are published.
+        batch_size: events of one worker in one step.
+        dense_learning_rate: of Adam, for the dense halves.
+        sparse_learning_rate: of row-wise Adagrad, for the embedding tables.
+        num_workers: Ray Train workers; each owns a share of the user buckets.
+        num_threads: torch threads of a worker.
+        device: ``cpu`` (gloo) or ``cuda`` (NCCL).
+        precision: ``fp32``, or ``bf16`` for autocast.
+        seed: of parameter initialisation.
+        evaluation_fraction: share of the log, at its end, whose test-then-train metrics are kept.
+        metrics_window: events between two log lines of running metrics.
+        checkpoint_every_steps: steps between checkpoints.
+        publish_every_steps: steps between published versions; 0 publishes at the end only.
+        keep_versions: published versions to keep.
+        max_failures: restarts after lost workers before giving up.
+        follow: keep training when the end of the log is reached, as it grows.
+        idle_timeout_s: end a following run after this long without new events; None: never.
+    """
+
+    models: tuple[ModelConfig, ...] = (ModelConfig(),)
+    variant: str = "main"
+    batch_size: int = 256
+    dense_learning_rate: float = 1e-3
+    sparse_learning_rate: float = 1e-2
+    num_workers: int = 1
+    num_threads: int = 1
+    device: str = "cpu"
+    precision: str = "fp32"
+    seed: int = 0
+    evaluation_fraction: float = 0.2
+    metrics_window: int = 100_000
+    checkpoint_every_steps: int = 2000
+    publish_every_steps: int = 0
+    keep_versions: int = 3
+    max_failures: int = 3
+    follow: bool = False
+    idle_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        stages = [model.stage for model in self.models]
+        if not stages or len(set(stages)) != len(stages):
+            raise ValueError(f"models must be of distinct stages of {STAGES}, got {stages}")
+        if "ranking" in stages and stages[0] != "ranking":
+            raise ValueError(
+                f"the ranking model must come first, got {stages}; it feeds the others"
+            )
+        if len({model.namespace for model in self.models}) > 1:
+            raise ValueError("all models of a run must read the same memory namespace")
+        for name in ("batch_size", "num_workers", "num_threads", "metrics_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("checkpoint_every_steps", "keep_versions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("dense_learning_rate", "sparse_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.evaluation_fraction <= 1:
+            raise ValueError(
+                f"evaluation_fraction must be in [0, 1], got {self.evaluation_fraction}"
+            )
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
+
+    @property
+    def namespace(self) -> Namespace:
+        """The memory of the run."""
+        return self.models[0].namespace
+
+    @property
+    def writes_memory(self) -> bool:
+        """Whether a ranking model computes rows in this run."""
+        return self.models[0].stage == "ranking"
+
+    @property
+    def history_length(self) -> int:
+        """Rows to fetch per user: the longest sequence any model sees."""
+        return max(model.history_length for model in self.models)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` reads it back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+        """The configuration written by `to_dict`; unknown keys are refused."""
+        known = {field.name for field in fields(TrainConfig)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"unknown training settings {unknown}; expected some of {sorted(known)}"
+            )
+        models = tuple(ModelConfig.from_dict(model) for model in values.get("models", ()))
+        config = TrainConfig(**{k: v for k, v in values.items() if k != "models"})
+        return replace(config, models=models) if models else config
+
+
+def three_stages(
+    ranking: ModelConfig, cascading_history: int = 20, retrieval_history: int = 50
+) -> tuple[ModelConfig, ...]:
+    """Models of all stages around one ranking model and its memory (Section 2.3)."""
+    cascading = replace(ranking, stage="cascading", history_length=cascading_history)
+    retrieval = replace(ranking, stage="retrieval", history_length=retrieval_history)
+    return ranking, cascading, retrieval

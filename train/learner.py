@@ -1,0 +1,99 @@
+"""One model and the state of its optimisers: predict first, then learn."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from marm.config import ModelConfig
+from marm.inputs import ModelInputs
+from marm.model_factory import build_model
+from marm.network import Embedded
+from marm.stage_model import StepOutput
+from train.collective import Collective
+from train.config import TrainConfig
+
+
+class Learner:
+    """Trains one stage's model on micro-batches, alone or with other workers.
+
+    Dense parameters are averaged by DDP and updated by Adam. Table rows and item statistics are
+    exchanged and updated alike on every worker, so all replicas stay equal.
+    """
+
+    def __init__(self, model: ModelConfig, config: TrainConfig, collective: Collective) -> None:
+        torch.manual_seed(config.seed)
+        self.device = torch.device(config.device)
+        self.model = build_model(model).to(self.device)
+        self._config, self._collective = config, collective
+        self._net = collective.wrap(self.model.net)
+        self._optimizer = torch.optim.Adam(
+            self.model.net.parameters(), lr=config.dense_learning_rate
+        )
+        self._batch: tuple[Embedded, StepOutput] | None = None
+
+    @property
+    def stage(self) -> str:
+        """The stage of the model."""
+        return self.model.config.stage
+
+    def predict(
+        self, inputs: ModelInputs, labels_B: NDArray[np.float32], memory_BLD: Tensor | None
+    ) -> StepOutput:
+        """Forward pass on a batch with the weights before it (test-then-train)."""
+        embedded = self.model.embed(inputs)
+        with self._autocast():
+            output = self.model.training_forward(self._net, embedded, labels_B, memory_BLD)
+        self._batch = embedded, output
+        return output
+
+    def learn(self, labels_B: NDArray[np.float32], num_labels: int) -> None:
+        """Update everything from the last `predict`; ``num_labels`` is the sum over workers."""
+        assert self._batch is not None, "learn() follows predict()"
+        (embedded, output), self._batch = self._batch, None
+        # DDP averages over workers; the loss is a mean over the labels of all workers.
+        scale = self._collective.world_size / max(1, num_labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(output.loss_sum * scale)
+        self._optimizer.step()
+        self._update_table(embedded)
+        slots = self._collective.concat(self.model.item_slots(embedded.inputs))
+        targets = self._collective.concat(self.model.targets(labels_B))
+        self.model.stats.update(slots, targets)
+
+    def _update_table(self, embedded: Embedded) -> None:
+        slots, gradient = embedded.sparse.slots, embedded.sparse.values.grad
+        if gradient is None:
+            gradient = torch.zeros_like(embedded.sparse.values)
+        if self._collective.world_size > 1:
+            slots = self._collective.concat(slots)
+            gradient = self._collective.concat(gradient) / self._collective.world_size
+            slots, row = torch.unique(slots, return_inverse=True)
+            gradient = gradient.new_zeros(len(slots), gradient.shape[1]).index_add_(
+                0, row, gradient
+            )
+        self.model.table.apply_gradient(slots, gradient, self._config.sparse_learning_rate)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._config.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to continue exactly: weights, statistics, optimiser state."""
+        return {
+            "model": self.model.state_dict(),
+            "table": self.model.table.squared_gradient,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.model.load_state_dict(state["model"])
+        self.model.table.squared_gradient.copy_(state["table"])
+        self._optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,98 @@
+"""Rows that were computed but not yet acknowledged by the memory.
+
+Saving is asynchronous, so a fetch may or may not see the newest rows. The overlay adds what is
+pending to what was fetched; both have the same identity (user, time, event key), so the result is
+the same whichever of them the fetch saw.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marm.memory import Ack, UserRows
+
+
+@dataclass(frozen=True)
+class PendingSave:
+    """Rows under way to the memory."""
+
+    user_ids: NDArray[np.int64]
+    rows: NDArray[np.void]
+    ack: Ack
+
+
+class Overlay:
+    """Pending saves of one worker, oldest first; at most ``max_pending`` of them."""
+
+    def __init__(self, max_pending: int = 4) -> None:
+        self._pending: deque[PendingSave] = deque()
+        self._max_pending = max_pending
+
+    def add(self, save: PendingSave) -> None:
+        """Remember a save; waits for the oldest one when too many are under way.
+
+        Raises:
+            Exception: whatever the oldest save failed with.
+        """
+        self._pending.append(save)
+        while len(self._pending) > self._max_pending:
+            self._pending[0].ack.wait()
+            self._pending.popleft()
+
+    def settle(self) -> None:
+        """Forget saves that are acknowledged: any fetch that starts now sees them.
+
+        Raises:
+            Exception: whatever a finished save failed with.
+        """
+        while self._pending and self._pending[0].ack.done():
+            self._pending[0].ack.wait()
+            self._pending.popleft()
+
+    def flush(self) -> None:
+        """Wait until every row is acknowledged."""
+        while self._pending:
+            self._pending[0].ack.wait()
+            self._pending.popleft()
+
+    def merge(self, fetched: UserRows, n: int, before_ms: NDArray[np.int64]) -> UserRows:
+        """``fetched`` (of a fetch with ``n`` and ``before_ms`` that began after `settle`) with the
+        pending rows of its users, newest ``n`` of each again."""
+        if not self._pending or not len(fetched.user_ids):
+            return fetched
+        rows = np.concatenate([save.rows for save in self._pending])
+        owners = np.concatenate([save.user_ids for save in self._pending])
+        by_id = np.argsort(fetched.user_ids, kind="stable")
+        at = np.minimum(np.searchsorted(fetched.user_ids[by_id], owners), len(fetched.user_ids) - 1)
+        position = by_id[at]
+        wanted = (fetched.user_ids[position] == owners) & (
+            rows["timestamp_ms"] < before_ms[position]
+        )
+        if not wanted.any():
+            return fetched
+        return _newest(fetched, position[wanted], rows[wanted], n)
+
+
+def _newest(
+    fetched: UserRows, position: NDArray[np.int64], extra: NDArray[np.void], n: int
+) -> UserRows:
+    num_users = len(fetched.user_ids)
+    user = np.concatenate([np.repeat(np.arange(num_users), fetched.counts), position])
+    rows = np.concatenate([fetched.rows, extra])
+    age = np.arange(len(rows))  # later ones are newer versions of the same row
+    keys = (age, rows["event_key"], rows["timestamp_ms"], user)
+    order = np.lexsort(keys)
+    user, stamp, key = user[order], rows["timestamp_ms"][order], rows["event_key"][order]
+    is_latest = np.append(
+        (np.diff(user) != 0) | (np.diff(stamp) != 0) | (key[1:] != key[:-1]), True
+    )
+    order, user = order[is_latest], user[is_latest]
+    counts = np.bincount(user, minlength=num_users)
+    ends = np.cumsum(counts)
+    is_newest = np.arange(len(user)) >= ends[user] - n
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(counts, n))])
+    return UserRows(fetched.user_ids, offsets, rows[order[is_newest]])

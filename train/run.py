@@ -1,0 +1,134 @@
+"""Running training on a Ray cluster: `run_training` is what the command line calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cache_actors.event_log.log import EventLog
+from cache_actors.event_log.offsets import LogOffsets
+from cache_actors.home import Home
+from train.config import TrainConfig
+from train.progress import Progress, read_progress
+from train.worker import RunRequest, train_worker
+
+_PROGRESS_POLL_S = 0.5
+_READ_EVENTS = 1 << 16
+
+
+class TrainingError(RuntimeError):
+    """A run ended without finishing; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run achieved."""
+
+    events_seen: int
+    step: int
+    events_per_s: float
+    versions: dict[str, int]  # published, by stage
+    hit_rate: float  # share of the rows read that were memorised
+    evaluation: dict[str, dict[str, dict[str, float]]]  # by stage and task
+
+
+def run_training(
+    home: Home,
+    config: TrainConfig,
+    run_name: str = "main",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainingResult:
+    """Stream the log of ``home`` through Ray Train; needs an initialised Ray and a started pool.
+
+    A run continues where the last one of the same name stopped: after a lost worker, and also when
+    the log has grown since it finished.
+
+    Raises:
+        TrainingError: when the log is empty, or the run failed more often than allowed.
+    """
+    log = EventLog(home.log)
+    num_events = log.num_events()
+    if num_events == 0 and not config.follow:
+        raise TrainingError(
+            f"the event log in {home.log} holds no events; fill it with `marm ingest` or "
+            "`marm world` first"
+        )
+    progress_path = home.runs / f"{run_name}.progress.json"
+    progress_path.unlink(missing_ok=True)
+    request = RunRequest(
+        home.path,
+        config,
+        evaluation_start_ms(log, num_events, config.evaluation_fraction),
+        progress_path,
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=request.to_dict(),
+        torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.device == "cuda",
+            resources_per_worker={"CPU": config.num_threads},
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_name,
+            storage_path=str(home.runs),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _Watcher(progress_path, on_progress):
+        try:
+            metrics: dict[str, Any] = trainer.fit().metrics or {}
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError(
+                f"training run {run_name!r} failed: {error}; it continues from its last "
+                "checkpoint when started again"
+            ) from error
+    return TrainingResult(
+        int(metrics["events_seen"]),
+        int(metrics["step"]),
+        metrics["events_per_s"],
+        metrics["versions"],
+        metrics["hit_rate"],
+        metrics["evaluation"],
+    )
+
+
+def evaluation_start_ms(log: EventLog, num_events: int, fraction: float) -> int:
+    """Timestamp from which the last ``fraction`` of the log's events counts for evaluation."""
+    wanted = round(num_events * fraction)
+    if wanted == 0:
+        return int(np.iinfo(np.int64).max)
+    stamps = [batch.timestamp_ms for batch in log.read(LogOffsets.start(), max_events=_READ_EVENTS)]
+    ordered = np.partition(np.concatenate(stamps), num_events - wanted)
+    return int(ordered[num_events - wanted])
+
+
+class _Watcher:
+    """Hands a run's progress to a callback until the run ends."""
+
+    def __init__(self, path: Path, callback: Callable[[Progress], None] | None) -> None:
+        self._path, self._callback = path, callback
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_PROGRESS_POLL_S):
+            progress = read_progress(self._path)
+            if progress is not None and self._callback is not None:
+                self._callback(progress)

@@ -1,0 +1,223 @@
+"""Algorithm 1 over a stream: predict, save, learn, one micro-batch after the other.
+
+While a batch is learned, the next one is read, its rows are fetched and its inputs are built in
+another thread. Saves are asynchronous. Neither changes any result: rows not yet acknowledged are
+laid over what was fetched (see `train.overlay`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_actors.event_log.offsets import LogOffsets
+from marm.events import EventBatch
+from marm.inputs import ModelInputs
+from marm.memory import Memory, UserRows
+from marm.sequence import enters_sequence, raw_rows
+from train.batcher import Batcher, EventSource, MicroBatch
+from train.collective import Collective
+from train.config import TrainConfig
+from train.learner import Learner
+from train.metrics import StreamingMetrics
+from train.overlay import Overlay, PendingSave
+
+_IDLE_POLL_S = 0.2
+_PUBLISH_WHEN_CAUGHT_UP_S = 5.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A micro-batch with everything that does not depend on weights."""
+
+    events: EventBatch
+    inputs: list[ModelInputs]  # one per learner
+    resume: LogOffsets | None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the surroundings of a run do at certain moments; called on every worker, in step."""
+
+    checkpoint: Callable[[], None]
+    publish: Callable[[], None]
+    progress: Callable[[], None]
+
+
+class StreamTrainer:
+    """One worker's share of a run: its learners, its part of the log, the memory."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        memory: Memory,
+        source: EventSource,
+        collective: Collective,
+        evaluate_from_ms: int,
+    ) -> None:
+        self.config, self.collective = config, collective
+        self.learners = [Learner(model, config, collective) for model in config.models]
+        tasks = {learner.stage: learner.model.tasks for learner in self.learners}
+        self.metrics = StreamingMetrics(tasks, evaluate_from_ms)
+        self.step = 0
+        self.events_seen = 0
+        self.offsets = source.offsets
+        self._memory = memory
+        self._batcher = Batcher(source, config.batch_size)
+        self._overlay = Overlay()
+        self._last_checkpoint_step = self._last_publish_step = 0
+        self._last_publish_s = time.monotonic()
+
+    def run(self, hooks: Hooks) -> None:
+        """Train to the end of the log, or on and on when following; every row is acknowledged and
+        the last version published when this returns."""
+        with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as executor:
+            prepared = executor.submit(self._prepare)
+            idle_since = time.monotonic()
+            while True:
+                batch = prepared.result()
+                header = self._exchange_header(batch, idle_since)
+                if header.num_events:
+                    idle_since = time.monotonic()
+                    prepared = self._train_step(batch, header, executor)
+                    self._after_step(header, hooks)
+                    continue
+                if header.is_publish_due and self.step > self._last_publish_step:
+                    self._publish(hooks)
+                    self._checkpoint(hooks)
+                if header.is_over:
+                    break
+                time.sleep(_IDLE_POLL_S)
+                prepared = executor.submit(self._prepare)
+        if self.step > self._last_publish_step:
+            self._publish(hooks)
+        self._checkpoint(hooks)
+
+    def flush(self) -> None:
+        """Wait until every computed row is acknowledged by the memory."""
+        self._overlay.flush()
+
+    def restore(self, step: int, events_seen: int) -> None:
+        """Continue counting from a checkpoint; learners and metrics are loaded by the caller."""
+        self.step = self._last_checkpoint_step = self._last_publish_step = step
+        self.events_seen = events_seen
+
+    def _prepare(self) -> Prepared:
+        micro_batch = self._batcher.next()
+        if micro_batch is None:
+            micro_batch = MicroBatch(EventBatch.empty(), self.offsets)
+        events = micro_batch.events
+        if self.config.writes_memory:
+            rows = self._fetch_history(events)
+            inputs = [learner.model.inputs.for_training(events, rows) for learner in self.learners]
+        else:
+            rows = self._fetch_through(events)
+            inputs = [learner.model.inputs.for_reading(events, rows) for learner in self.learners]
+        return Prepared(events, inputs, micro_batch.resume)
+
+    def _fetch_history(self, events: EventBatch) -> UserRows:
+        """Rows from before each user's first event of the batch."""
+        users, before_ms = _per_user(events, np.minimum, np.iinfo(np.int64).max)
+        self._overlay.settle()
+        fetched = self._memory.fetch(users, self.config.history_length, before_ms)
+        return self._overlay.merge(fetched, self.config.history_length, before_ms)
+
+    def _fetch_through(self, events: EventBatch) -> UserRows:
+        """Rows from before each user's last event of the batch, enough for all of them."""
+        users, before_ms = _per_user(events, np.maximum, 0)
+        most = int(np.unique(events.user_id, return_counts=True)[1].max(initial=0))
+        return self._memory.fetch(users, self.config.history_length + most, before_ms)
+
+    def _train_step(
+        self, batch: Prepared, header: _Header, executor: ThreadPoolExecutor
+    ) -> Future[Prepared]:
+        labels = batch.events.labels
+        memory_BLD = None
+        for learner, inputs in zip(self.learners, batch.inputs, strict=True):
+            output = learner.predict(inputs, labels, memory_BLD)
+            self.metrics.add(learner.stage, batch.events, output.scores_BT)
+            if learner.stage == "ranking":
+                memory_BLD = output.rows_BLD
+                self._save(batch.events, memory_BLD)
+        # From here on the next batch sees this one's rows, so it can be prepared meanwhile.
+        following = executor.submit(self._prepare)
+        for learner, num_labels in zip(self.learners, header.num_labels, strict=True):
+            learner.learn(labels, num_labels)
+        self.step += 1
+        self.events_seen += header.num_events
+        if batch.resume is not None:
+            self.offsets = batch.resume
+        return following
+
+    def _save(self, events: EventBatch, memory_BLD: torch.Tensor) -> None:
+        """``MARMCacheSave`` (Eq. 8) of the events that enter the sequence."""
+        keep = enters_sequence(events, self._memory.namespace.sequence)
+        if not keep.any():
+            return
+        rows = raw_rows(events, self._memory.namespace.row_dtype)
+        rows["memory"] = memory_BLD.float().cpu().numpy()
+        rows["written_step"] = self.step
+        owners, rows = events.user_id[keep], rows[keep]
+        self._overlay.add(PendingSave(owners, rows, self._memory.save(owners, rows)))
+
+    def _exchange_header(self, batch: Prepared, idle_since: float) -> _Header:
+        """What all workers must agree on before a step, in one exchange."""
+        now = time.monotonic()
+        is_first = self.collective.rank == 0
+        timeout = self.config.idle_timeout_s
+        timed_out = timeout is not None and now - idle_since > timeout
+        publish_due = now - self._last_publish_s > _PUBLISH_WHEN_CAUGHT_UP_S or timed_out
+        values = [
+            len(batch.events),
+            batch.resume is None,
+            is_first and publish_due,
+            is_first and (timed_out or not self.config.follow),
+            *(learner.model.num_labels(batch.events.labels) for learner in self.learners),
+        ]
+        total = self.collective.sum(torch.tensor(values, dtype=torch.int64)).tolist()
+        return _Header(total[0], total[1] == 0, total[2] > 0, total[3] > 0, total[4:])
+
+    def _after_step(self, header: _Header, hooks: Hooks) -> None:
+        hooks.progress()
+        every = self.config.publish_every_steps
+        if every and self.step - self._last_publish_step >= every:
+            self._publish(hooks)
+        is_due = self.step - self._last_checkpoint_step >= self.config.checkpoint_every_steps
+        if is_due and header.is_resumable:
+            self._checkpoint(hooks)
+
+    def _publish(self, hooks: Hooks) -> None:
+        self.flush()
+        hooks.publish()
+        self._last_publish_step, self._last_publish_s = self.step, time.monotonic()
+
+    def _checkpoint(self, hooks: Hooks) -> None:
+        # A checkpoint implies that every row before its offsets is acknowledged.
+        self.flush()
+        hooks.checkpoint()
+        self._last_checkpoint_step = self.step
+
+
+@dataclass(frozen=True)
+class _Header:
+    num_events: int
+    is_resumable: bool  # no worker is inside a split read
+    is_publish_due: bool
+    is_over: bool
+    num_labels: list[int]
+
+
+def _per_user(
+    events: EventBatch, ufunc: np.ufunc, start: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct users and ``ufunc`` over the timestamps of each."""
+    users, position = np.unique(events.user_id, return_inverse=True)
+    stamps = np.full(len(users), start, np.int64)
+    ufunc.at(stamps, position, events.timestamp_ms)
+    return users, stamps
