@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,14 @@ class AbConfig(BaseModel):
         return by_name[stage]
 
 
+class IngressKnobs(BaseModel):
+    """Live settings of the ingress (Serve's ``user_config``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ab: AbConfig = AbConfig()
+
+
 class ArmTable:
     """Arms of every stage by user bucket; stages are salted apart, so arms are independent."""
 
@@ -56,6 +64,13 @@ class ArmTable:
             stage: arms[ab_bucket(f"{self._salt}:{stage}", user_id)]
             for stage, arms in self._arms.items()
         }
+
+
+def arm_table(
+    user_config: Mapping[str, Any], variants: Mapping[StageName, tuple[str, ...]]
+) -> ArmTable:
+    """The table of the live settings as written; raises ValueError when they make no sense."""
+    return ArmTable(IngressKnobs.model_validate(dict(user_config)).ab, variants)
 
 
 def ab_bucket(salt: str, user_id: int) -> int:

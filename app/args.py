@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.ab import arm_table
 from stages.graph import StageLimits
 from stages.item_index import INDEX_KINDS
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs, StageKnobs
@@ -80,6 +81,8 @@ class IngressArgs(Strict):
     max_queued_requests: PositiveInt = 256
     poll_s: Seconds = 1.0
     """How often to look at the stages, the catalog and the popular items."""
+    user_config: dict[str, Any] = {}
+    """Initial live settings, see `app.ab.IngressKnobs`."""
 
 
 class LimitArgs(Strict):
@@ -116,6 +119,7 @@ class AppArgs(Strict):
 
     @model_validator(mode="after")
     def _live_settings(self) -> AppArgs:
+        arm_table(self.ingress.user_config, self.arms())
         for stage in STAGES:
             for name, variant in self.stage(stage).variants.items():
                 KNOBS[stage].model_validate(variant.user_config)
@@ -134,6 +138,10 @@ class AppArgs(Strict):
             "ranking": self.ranking,
         }
         return by_name[stage]
+
+    def arms(self) -> dict[StageName, tuple[str, ...]]:
+        """Names of the variants of every stage."""
+        return {stage: tuple(self.stage(stage).variants) for stage in STAGES}
 
     def stage_limits(self) -> dict[StageName, StageLimits]:
         """Candidate counts and timeouts for the stage graph."""

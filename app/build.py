@@ -43,6 +43,7 @@ def build_app(args: AppArgs) -> Application:
         max_ongoing_requests=args.ingress.max_ongoing_requests,
         max_queued_requests=args.ingress.max_queued_requests,
         ray_actor_options={"num_cpus": args.ingress.num_cpus},
+        user_config=args.ingress.user_config,
     )(Ingress)
     return ingress.bind(args, home, pool, handles)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from app.ab import AbConfig, ArmTable
+from app.ab import arm_table
 from app.api import create_api
 from app.args import AppArgs
 from app.background import BackgroundState
@@ -31,21 +30,6 @@ STATUS_TIMEOUT_S = 2.0
 Handles = dict[StageName, dict[str, DeploymentHandle]]
 
 
-@dataclass(frozen=True)
-class UserConfig:
-    """Live settings of the ingress."""
-
-    ab: AbConfig
-
-    @staticmethod
-    def parse(values: dict[str, Any]) -> UserConfig:
-        """Settings as written under ``user_config``; unknown ones are refused."""
-        unknown = sorted(set(values) - {"ab"})
-        if unknown:
-            raise ValueError(f"user_config of ingress takes 'ab' only, got {unknown}; remove it")
-        return UserConfig(AbConfig.model_validate(values.get("ab", {})))
-
-
 @serve.ingress()
 class Ingress:
     """HTTP in, answers out."""
@@ -53,7 +37,6 @@ class Ingress:
     def __init__(self, args: AppArgs, home: Home, pool: PoolInfo, handles: Handles) -> None:
         self._args = args
         self._handles = handles
-        self._variants = {stage: tuple(by_name) for stage, by_name in handles.items()}
         self._memory = PoolMemory(pool)
         self._state = BackgroundState(home, args, self._statuses)
         calls = {
@@ -68,7 +51,7 @@ class Ingress:
         )
         self._service = Service(
             graph=StageGraph(calls, args.stage_limits(), lambda: self._state.popular),
-            arms=ArmTable(AbConfig(), self._variants),
+            arms=arm_table({}, args.arms()),
             feedback=feedback,
             statuses=self._statuses,
             limits=args.limits,
@@ -81,7 +64,7 @@ class Ingress:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new live settings whole, or raise and keep the old ones."""
-        self._service.arms = ArmTable(UserConfig.parse(user_config).ab, self._variants)
+        self._service.arms = arm_table(user_config, self._args.arms())
 
     async def _statuses(self) -> list[StageStatus]:
         asked = [
@@ -94,9 +77,7 @@ class Ingress:
     async def _stores(self) -> dict[Namespace, MemoryClient]:
         namespaces = await self._state.namespaces()
         # Making a client asks the shards where they are, which must not hold the event loop up.
-        return {
-            found: await asyncio.to_thread(self._memory.client, found) for found in namespaces
-        }
+        return {found: await asyncio.to_thread(self._memory.client, found) for found in namespaces}
 
     def _stage_call(self, handle: DeploymentHandle) -> StageCall:
         async def call(request: StageRequest) -> StageResult:

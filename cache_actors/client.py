@@ -15,6 +15,7 @@ import ray
 from numpy.typing import NDArray
 
 from cache_actors.gather import ShardAnswer, gather_rows
+from cache_actors.lmdb_environment import MemoryStoreError
 from cache_actors.placement import ShardShare
 from cache_actors.save_queue import SaveAck, SaveQueue
 from cache_actors.shard_link import MemoryUnavailable, PoolInfo, ShardLink
@@ -83,8 +84,9 @@ class MemoryStats:
 class MemoryClient:
     """Reads and writes one namespace of a pool. Safe to use from several threads.
 
-    Shards on this node are read from their files, all at the cost of a copy; shards elsewhere
-    answer one batched call each. Saves always go through the shards' actors.
+    Shards on this node are read from their files, at the cost of a copy; shards elsewhere answer
+    one batched call each. Saves always go through the shards' actors. Files must not be used
+    across a fork, so make the client in the process that uses it.
     """
 
     def __init__(
@@ -123,7 +125,8 @@ class MemoryClient:
     def fetch(
         self, user_ids: NDArray[np.int64], n: int, before_ms: NDArray[np.int64] | None = None
     ) -> UserRows:
-        """See `marm.memory.Memory.fetch`; raises `MemoryUnavailable` if any shard fails."""
+        """See `marm.memory.Memory.fetch`. Raises `MemoryUnavailable` if a shard does not answer,
+        `MemoryStoreError` if its store cannot be read."""
         user_ids = np.asarray(user_ids, np.int64)
         answers, failures = self._ask_shards(user_ids, n, before_ms)
         if failures:
@@ -133,8 +136,7 @@ class MemoryClient:
     def fetch_available(
         self, user_ids: NDArray[np.int64], n: int, before_ms: NDArray[np.int64] | None = None
     ) -> tuple[UserRows, NDArray[np.bool_]]:
-        """`fetch` of what can be had, and which users' shard did not answer (``[U]``); those
-        have no rows."""
+        """`fetch` of what can be had, and which users' shard failed, ``[U]``; they have no rows."""
         user_ids = np.asarray(user_ids, np.int64)
         answers, failures = self._ask_shards(user_ids, n, before_ms)
         missing = np.zeros(len(user_ids), np.bool_)
@@ -186,26 +188,26 @@ class MemoryClient:
 
     def _ask_shards(
         self, user_ids: NDArray[np.int64], n: int, before_ms: NDArray[np.int64] | None
-    ) -> tuple[list[ShardAnswer], list[tuple[ShardShare, MemoryUnavailable]]]:
+    ) -> tuple[list[ShardAnswer], list[tuple[ShardShare, Exception]]]:
         """Ask every shard concerned, all at once; the answers and what failed."""
         if n < 0:
             raise ValueError(f"n must be at least 0 rows per user, got {n}")
         deadline = time.monotonic() + self._read_timeout_s
         asked: list[tuple[ShardShare, Callable[[float], UserRows]]] = []
         answers: list[ShardAnswer] = []
-        failures: list[tuple[ShardShare, MemoryUnavailable]] = []
+        failures: list[tuple[ShardShare, Exception]] = []
         for share in self._pool.placement.split(user_ids):
             before = None if before_ms is None else np.asarray(before_ms)[share.positions]
             try:
                 reader = self._readers[share.shard]
                 asked.append((share, reader.ask(user_ids[share.positions], n, before)))
-            except MemoryUnavailable as error:
+            except (MemoryUnavailable, MemoryStoreError) as error:
                 failures.append((share, error))
         for share, answer in asked:
             try:
                 rows = answer(max(0.0, deadline - time.monotonic()))
                 answers.append(ShardAnswer(share.positions, rows))
-            except MemoryUnavailable as error:
+            except (MemoryUnavailable, MemoryStoreError) as error:
                 failures.append((share, error))
         return answers, failures
 

@@ -109,6 +109,11 @@ class LmdbEnvironment:
                     self.env.set_mapsize(0)
             except lmdb.CorruptedError as error:
                 raise self._damaged(error) from error
+            except lmdb.Error as error:
+                raise MemoryStoreError(
+                    f"store {self.path} cannot be read: {error}; at most {MAX_READERS} reads may "
+                    "run on one store at a time"
+                ) from error
 
     def write(self, work: Callable[[Any, Any], Result]) -> Result:
         """``work(transaction, before)``, committed as a whole or not at all.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from cache_actors.home import Home
 from cache_actors.placement import Placement
@@ -68,7 +68,7 @@ class ShardLink:
             raise error.cause from error
         except GetTimeoutError as error:
             raise self._unavailable(f"did not answer within {timeout_s:.1f} s") from error
-        except RayActorError as error:
+        except RayError as error:  # also a reply that was lost with its node
             self._actor = None  # its name may belong to a new actor by now
             raise self._unavailable("lost its process; it restarts by itself") from error
 

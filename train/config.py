@@ -37,10 +37,10 @@ class TrainConfig:
     """
 
     models: tuple[ModelConfig, ...] = (ModelConfig(),)
-    variant: str = "main"
+    variant: str = "default"
     batch_size: int = 256
     dense_learning_rate: float = 1e-3
-    sparse_learning_rate: float = 1e-2
+    sparse_learning_rate: float = 0.2
     num_workers: int = 1
     num_threads: int = 1
     device: str = "cpu"

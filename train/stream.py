@@ -76,7 +76,7 @@ class StreamTrainer:
 
     def run(self, hooks: Hooks) -> None:
         """Train to the end of the log, or on and on when following; every row is acknowledged and
-        the last version published when this returns."""
+        the last version published when this returns. A last checkpoint is left to the caller."""
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as executor:
             prepared = executor.submit(self._prepare)
             idle_since = time.monotonic()
@@ -95,9 +95,9 @@ class StreamTrainer:
                     break
                 time.sleep(_IDLE_POLL_S)
                 prepared = executor.submit(self._prepare)
+        self.flush()
         if self.step > self._last_publish_step:
             self._publish(hooks)
-        self._checkpoint(hooks)
 
     def flush(self) -> None:
         """Wait until every computed row is acknowledged by the memory."""

@@ -104,12 +104,13 @@ class _Reporter:
 
     def checkpoint(self) -> None:
         """Report a checkpoint; a barrier for all workers."""
+        self._report(self._rates())
+
+    def _report(self, metrics: dict[str, Any]) -> None:
         offsets = self._all_offsets()
         with tempfile.TemporaryDirectory() as directory:
             save_checkpoint(self._trainer, Path(directory), offsets)
-            ray.train.report(
-                self._rates(), checkpoint=ray.train.Checkpoint.from_directory(directory)
-            )
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
     def publish(self) -> None:
         """Publish versions from worker 0, whose models equal everybody's."""
@@ -133,22 +134,19 @@ class _Reporter:
         write_progress(self._request.progress_path, progress)
 
     def finish(self, hit_rate: float) -> None:
-        """Report the evaluation over all workers and the share of rows that were memorised."""
+        """Report the last checkpoint, with the evaluation over all workers and the share of rows
+        that were memorised."""
         collective = self._trainer.collective
         evaluation = self._trainer.metrics.evaluation
         parts = collective.gather({stage: p.arrays() for stage, p in evaluation.items()})
         hit_rates = collective.gather(hit_rate)
-        rates = self._rates()
-        if self._is_first:
-            summary: dict[str, Any] = {
-                **rates,
-                "versions": self._versions,
-                "hit_rate": float(np.mean(hit_rates)),
-                "evaluation": _summarize(self._trainer, parts),
-            }
-            ray.train.report(summary)
-        else:
-            ray.train.report({})
+        summary: dict[str, Any] = {
+            **self._rates(),
+            "versions": self._versions,
+            "hit_rate": float(np.mean(hit_rates)),
+            "evaluation": _summarize(self._trainer, parts) if self._is_first else {},
+        }
+        self._report(summary)
 
     def _all_offsets(self) -> LogOffsets:
         collective = self._trainer.collective

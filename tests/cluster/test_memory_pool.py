@@ -221,6 +221,25 @@ def test_readers_on_the_node_go_on_while_a_shard_is_down(
     assert distant.fetch(USERS, 100).rows.tobytes() == expected.rows.tobytes()
 
 
+def test_a_client_made_while_a_shard_is_down_finds_it_later(
+    pool: PoolInfo, clients: ExitStack
+) -> None:
+    writer = clients.enter_context(MemoryClient(pool, NAMESPACE))
+    writer.save(*make_rows(600)).wait(DEADLINE_S)
+    expected = writer.fetch(USERS, 100)
+    ray.kill(ray.get_actor(pool.actor_name(1), namespace=pool.ray_namespace))
+    client = clients.enter_context(
+        MemoryClient(pool, NAMESPACE, read_timeout_s=1.0, watch_interval_s=0.05)
+    )
+    lost = pool.placement.shard_of_users(USERS) == 1
+    assert client.fetch_available(USERS, 100)[1].tolist() == lost.tolist()
+    start_pool(pool.home, 2)
+    deadline = time.monotonic() + DEADLINE_S
+    while not all(shard.is_local for shard in client.stats().shards):
+        assert time.monotonic() < deadline
+    assert client.fetch(USERS, 100).rows.tobytes() == expected.rows.tobytes()
+
+
 def test_a_save_that_cannot_be_stored_says_so(pool: PoolInfo, clients: ExitStack) -> None:
     client = clients.enter_context(MemoryClient(pool, NAMESPACE, save_deadline_s=0.5))
     stop_pool(pool)

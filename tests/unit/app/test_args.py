@@ -6,8 +6,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from app.ab import AbConfig
+from app.ab import arm_table
 from app.args import AppArgs
+from stages.knobs import RankingKnobs
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -30,7 +31,9 @@ def test_the_shipped_config_is_accepted():
     assert args.home == "marm-home"
     for deployment in application.get("deployments", []):
         if deployment["name"] == "ingress":
-            AbConfig.model_validate(deployment["user_config"]["ab"])
+            assert arm_table(deployment["user_config"], args.arms()).assign(1)
+        if deployment["name"] == "ranking-default":
+            RankingKnobs.model_validate(deployment["user_config"])
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,8 @@ def test_the_shipped_config_is_accepted():
         ({"retrieval": {"variants": {"a": {"index": "magic"}}}}, "must be one of"),
         ({"ranking": {"variants": {"a": {"user_config": {"fusion": {"x": 1}}}}}}, "fusion must"),
         ({"ranking": {"variants": {"a": {"user_config": {"filter_seen": True}}}}}, "Extra inputs"),
+        ({"ingress": {"user_config": {"ab": {"ranking": {"b": 1}}}}}, "names the arms"),
+        ({"ingress": {"user_config": {"magic": 1}}}, "Extra inputs"),
         ({"limits": {"default_k": 300}}, "default_k must be at most"),
         ({"home": ""}, "at least 1 character"),
     ],

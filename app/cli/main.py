@@ -1,0 +1,46 @@
+"""The ``marm`` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from app.cli.demo import demo
+from app.cli.ingest import ingest_command
+from app.cli.memory import memory_app
+from app.cli.models import models_app
+from app.cli.session import console
+from app.cli.train import train_command
+from app.cli.world import world_command
+from cache_actors.registry import ModelRegistryError
+from cache_actors.shard_link import MemoryUnavailable
+from train.run import TrainingError
+
+cli_app = typer.Typer(
+    help="Memory Augmented Recommendation Model on Ray: ingest a log, train, serve.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+cli_app.command("demo")(demo)
+cli_app.command("ingest")(ingest_command)
+cli_app.command("world")(world_command)
+cli_app.command("train")(train_command)
+cli_app.add_typer(memory_app, name="memory")
+cli_app.add_typer(models_app, name="models")
+
+
+def cli() -> None:
+    """Run a command; what a user can mend ends in one clear line and exit code 1."""
+    try:
+        cli_app()
+    except (
+        ValueError,
+        FileNotFoundError,
+        PermissionError,
+        TrainingError,
+        ModelRegistryError,
+        MemoryUnavailable,
+    ) as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,19 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", help="Directory of the deployment: log, memory, models, runs.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray cluster to use, e.g. 'auto'; default: start one here."),
+]
+ShardsOption = Annotated[int, typer.Option("--shards", min=1, help="Shards of the memory pool.")]
+
+DEFAULT_HOME = Path("marm-home")

@@ -1,0 +1,61 @@
+"""A command's connection to Ray, and its progress on the terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+RAY_NAMESPACE = "marm"
+
+console = Console(stderr=True)
+"""People read this; results meant for programs go to standard output."""
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Connect to the cluster at ``address``, or start one on this machine for the command.
+
+    A local cluster offers at least four CPUs: the actors of a run mostly wait, and a laptop with
+    two cores should still be able to host them all.
+    """
+    local = {} if address else {"num_cpus": max(4, os.cpu_count() or 1)}
+    ray.init(
+        address=address,
+        namespace=RAY_NAMESPACE,
+        include_dashboard=False if not address else None,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        **local,
+    )
+    # Ray Data draws its own bars and explains itself at length; commands show their own progress.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def progress_bar() -> Progress:
+    """A progress display with a spinner, a bar, counts and the time taken."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )

@@ -1,0 +1,115 @@
+"""``marm train``: stream the log, accumulate the memory, publish models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOption
+from app.cli.session import RAY_NAMESPACE, console, progress_bar, ray_session
+from cache_actors.event_log.log import EventLog
+from cache_actors.home import Home
+from cache_actors.pool import start_pool
+from marm.config import RECENCY, STAGES, ModelConfig
+from marm.events import TASKS
+from marm.memory import Namespace
+from train.config import TrainConfig, three_stages
+from train.progress import Progress
+from train.run import TrainingResult, run_training
+
+
+def train_command(
+    home: HomeOption = DEFAULT_HOME,
+    depth: Annotated[int, typer.Option(help="L: cached layers above layer 0.")] = 2,
+    history: Annotated[int, typer.Option(help="n: rows visible to ranking.")] = 50,
+    dim: Annotated[int, typer.Option(help="d: attention and feature width.")] = 32,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
+    tasks: Annotated[str, typer.Option(help="Comma-separated tasks to learn.")] = ",".join(TASKS),
+    recency: Annotated[
+        str, typer.Option(help="What biases attention: distance, gap or both.")
+    ] = ",".join(RECENCY),
+    sequence: Annotated[
+        str, typer.Option(help="Events that become history: all, or a task such as long_view.")
+    ] = "all",
+    dtype: Annotated[str, typer.Option(help="Stored rows: float16 or float32.")] = "float16",
+    epoch: Annotated[int, typer.Option(help="Raise to start a fresh memory.")] = 0,
+    stages: Annotated[str, typer.Option(help="Comma-separated models to train.")] = ",".join(
+        STAGES
+    ),
+    batch_size: Annotated[int, typer.Option(help="Events per worker and step.")] = 256,
+    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu (gloo) or cuda (NCCL).")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Of parameter initialisation.")] = 0,
+    run: Annotated[str, typer.Option(help="Runs of one name continue each other.")] = "main",
+    variant: Annotated[str, typer.Option(help="Name to publish under.")] = "default",
+    publish_every: Annotated[
+        int, typer.Option(help="Steps between published versions; 0: at the end.")
+    ] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Keep training as the log grows.")
+    ] = False,
+    shards: ShardsOption = 2,
+    address: AddressOption = None,
+) -> None:
+    """Train all stages in one pass over the log; prints the evaluation as JSON."""
+    ranking = ModelConfig(
+        namespace=Namespace(depth=depth, dim=dim, dtype=dtype, epoch=epoch, sequence=sequence),
+        depth=depth,
+        history_length=history,
+        attention_dim=dim,
+        feature_dim=dim,
+        num_heads=heads,
+        tasks=split_names(tasks),
+        recency=split_names(recency),
+    )
+    wanted = split_names(stages)
+    config = TrainConfig(
+        models=tuple(model for model in three_stages(ranking) if model.stage in wanted),
+        variant=variant,
+        batch_size=batch_size,
+        num_workers=workers,
+        device=device,
+        precision=precision,
+        seed=seed,
+        publish_every_steps=publish_every,
+        follow=follow,
+    )
+    target = Home(home).create()
+    with ray_session(address):
+        start_pool(target, shards, RAY_NAMESPACE)
+        result = train_with_progress(target, config, run)
+    typer.echo(json.dumps(asdict(result)))
+
+
+def train_with_progress(home: Home, config: TrainConfig, run_name: str) -> TrainingResult:
+    """Run training with a progress bar; Ctrl-C ends it, and the same run continues later."""
+    total = EventLog(home.log).num_events()
+    with progress_bar() as bars:
+        task = bars.add_task("training", total=None if config.follow else total, note="starting")
+
+        def show(progress: Progress) -> None:
+            note = f"{progress.events_per_s:,.0f} events/s {headline(progress.window)}"
+            bars.update(task, completed=progress.events_seen, note=note)
+
+        result = run_training(home, config, run_name, show)
+        bars.update(task, completed=result.events_seen, note="done")
+    console.print(
+        f"trained to step {result.step:,}: published {result.versions}, "
+        f"{result.events_per_s:,.0f} events/s"
+    )
+    return result
+
+
+def headline(window: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The metric people look at first: GAUC of long view at ranking, over the latest window."""
+    gauc = window.get("ranking", {}).get("long_view", {}).get("gauc")
+    return "" if gauc is None else f"long-view GAUC {gauc:.4f}"
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names of a comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
