@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from cache_actors.registry import PublishedModel
 from marm.config import ModelConfig
 from marm.items import ItemFeatures
-from marm.memory import Namespace
+from marm.memory import RAW_STEP, Namespace, UserRows
 from marm.model_factory import build_model
 from stages.cascading import CascadingStage
 from stages.history import MemoryReader
 from stages.item_index import build_item_index
-from stages.models import CascadingModel, RankingModel, RetrievalModel
+from stages.models import CascadingModel, RankingModel, RetrievalModel, check_scores
 from stages.popular import PopularItems
 from stages.ranking import RankingStage
 from stages.retrieval import RetrievalStage
@@ -26,6 +26,11 @@ OpenMemory = Callable[[Namespace], MemoryReader]
 """How a stage gets a reader of a namespace."""
 
 ITEM_COLUMNS = ("item_id", "author_id", "tag_id", "duration_ms", "popularity")
+
+PROBE_USER = 0
+PROBE_NOW_MS = 1_000_000
+PROBE_ITEMS = ItemFeatures(*(np.zeros(2, np.int64) for _ in range(4)))
+"""A version must answer a made-up request before it goes live; that also warms it up."""
 
 
 def published_config(published: PublishedModel, stage: str) -> ModelConfig:
@@ -63,6 +68,13 @@ def load_module(published: PublishedModel, config: ModelConfig) -> torch.nn.Modu
     return module.eval()
 
 
+def one_row(namespace: Namespace) -> UserRows:
+    """A raw row of the probe's user."""
+    rows = np.zeros(1, namespace.row_dtype)
+    rows["written_step"] = RAW_STEP
+    return UserRows(np.array([PROBE_USER]), np.array([0, 1]), rows)
+
+
 def published_items(items: Mapping[str, NDArray]) -> tuple[ItemFeatures, NDArray[np.float32]]:
     """Features and popularity of the items that a retrieval version was published with."""
     absent = [name for name in ITEM_COLUMNS if name not in items]
@@ -86,10 +98,13 @@ def build_retrieval(
             f"item vectors must be [M, {config.output_dim}], got {list(vectors_MV.shape)}; "
             "publish the retrieval model again"
         )
+    model = cast(RetrievalModel, load_module(published, config))
+    vector_V = model.user_vector(one_row(config.namespace), PROBE_USER, PROBE_NOW_MS, 0)
+    check_scores(vector_V, (config.output_dim,), "its user vector")
     return RetrievalStage(
         variant=published.variant,
         version=published.version,
-        model=cast(RetrievalModel, load_module(published, config)),
+        model=model,
         memory=open_memory(config.namespace),
         history_length=config.history_length,
         depth=config.depth,
@@ -101,10 +116,14 @@ def build_retrieval(
 def build_cascading(published: PublishedModel, open_memory: OpenMemory) -> CascadingStage:
     """A cascading stage of a published version."""
     config = published_config(published, "cascading")
+    model = cast(CascadingModel, load_module(published, config))
+    rows = one_row(config.namespace)
+    scores_M = model.score(rows, PROBE_USER, PROBE_ITEMS, PROBE_NOW_MS, 0)
+    check_scores(scores_M, (len(PROBE_ITEMS),), "its probe")
     return CascadingStage(
         variant=published.variant,
         version=published.version,
-        model=cast(CascadingModel, load_module(published, config)),
+        model=model,
         memory=open_memory(config.namespace),
         history_length=config.history_length,
         depth=config.depth,
@@ -114,10 +133,14 @@ def build_cascading(published: PublishedModel, open_memory: OpenMemory) -> Casca
 def build_ranking(published: PublishedModel, open_memory: OpenMemory) -> RankingStage:
     """A ranking stage of a published version."""
     config = published_config(published, "ranking")
+    model = cast(RankingModel, load_module(published, config))
+    rows = one_row(config.namespace)
+    scores_MT = model.score(rows, PROBE_USER, PROBE_ITEMS, PROBE_NOW_MS, 0)
+    check_scores(scores_MT, (len(PROBE_ITEMS), len(config.tasks)), "its probe")
     return RankingStage(
         variant=published.variant,
         version=published.version,
-        model=cast(RankingModel, load_module(published, config)),
+        model=model,
         memory=open_memory(config.namespace),
         history_length=config.history_length,
         depth=config.depth,

@@ -32,12 +32,7 @@ def serve_command(
     config: Annotated[Path, typer.Argument(help="The Serve config to run.")] = DEFAULT_CONFIG,
 ) -> None:
     """Serve recommendations over HTTP; the same as `serve run CONFIG`, with earlier errors."""
-    try:
-        address = check_config(config)
-        check_port_free(address)
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
+    check_port_free(check_config(config))
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
     os.execv(sys.executable, command)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import socket
 
 import pytest
-import typer
 import yaml
 
 from app.cli.serve import ServeAddress, check_config, check_port_free, serve_command
@@ -48,7 +47,7 @@ def test_what_is_wrong_with_a_config_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("reuse", [False, True])
-def test_a_busy_port_is_refused(reuse, tmp_path, capsys):
+def test_a_busy_port_is_refused(reuse, tmp_path):
     home = Home(tmp_path / "home").create()
     with socket.socket() as listener:
         if reuse:  # as Serve's own proxy does
@@ -57,7 +56,6 @@ def test_a_busy_port_is_refused(reuse, tmp_path, capsys):
         listener.listen()
         port = listener.getsockname()[1]
         path = write_config(tmp_path, {"home": str(home.path)}, http_options={"port": port})
-        with pytest.raises(typer.Exit):
+        with pytest.raises(ValueError, match=f"port {port} on 127.0.0.1 is not available"):
             serve_command(path)
-    assert f"port {port} on 127.0.0.1 is not available" in capsys.readouterr().err
     check_port_free(ServeAddress("127.0.0.1", port))

@@ -206,3 +206,16 @@ def test_items_that_do_not_fit_are_refused(registry):
         broken = replace(published, extra={"items": changed})
         with pytest.raises(ValueError, match=message):
             build_retrieval(broken, Reader, "exact")
+
+
+@pytest.mark.parametrize("stage", sorted(BUILDERS))
+def test_a_version_that_cannot_answer_is_refused(registry, stage):
+    publish_model(registry, stage)
+    published = registry.load(stage, "default", 1)
+    # Finite weights whose products are not.
+    tensors = {
+        name: torch.full_like(tensor, 3e38) if tensor.is_floating_point() else tensor
+        for name, tensor in published.tensors.items()
+    }
+    with pytest.raises(ValueError, match="must answer finite scores"):
+        BUILDERS[stage](replace(published, tensors=tensors))

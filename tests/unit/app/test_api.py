@@ -1,0 +1,182 @@
+"""The HTTP interface in one process: real stages, log and memory, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import httpx
+import numpy as np
+import pytest
+from serving_models import InProcessReader, publish_all, some_items
+
+from app.ab import arm_table
+from app.api import create_api, single_or_batch
+from app.args import AppArgs
+from app.feedback import FeedbackService
+from app.service import Service
+from cache_actors.event_log.log import EventLog
+from cache_actors.group_commit import CommitQueue, GroupCommitter, RecentReports
+from cache_actors.home import Home
+from cache_actors.registry import ModelRegistry
+from marm.items import ItemCatalog
+from stages.assemble import build_cascading, build_ranking, build_retrieval
+from stages.graph import StageGraph
+from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs
+from stages.live_model import LiveModel
+from stages.popular import PopularItems
+from stages.server import StageServer
+
+LOGGER = logging.getLogger("test-api")
+
+
+class Edge:
+    """Everything that serves one home, in this process."""
+
+    def __init__(self, home: Home, args: AppArgs) -> None:
+        self.reader = InProcessReader()
+        self.log = EventLog(home.log)
+        self._committer = GroupCommitter(self.log, RecentReports.of_log(self.log))
+        self.log_is_down = False
+        registry = ModelRegistry(home.models)
+        builders = {
+            "retrieval": (lambda p: build_retrieval(p, self._open, "exact"), RetrievalKnobs),
+            "cascading": (lambda p: build_cascading(p, self._open), CascadingKnobs),
+            "ranking": (lambda p: build_ranking(p, self._open), RankingKnobs),
+        }
+        self.servers = {}
+        for stage, (build, knobs) in builders.items():
+            live = LiveModel(registry, stage, "default", build, LOGGER)
+            live.poll()
+            self.servers[stage] = StageServer(stage, "default", live, knobs)
+        calls = {stage: {"default": self._call(server)} for stage, server in self.servers.items()}
+        catalog = ItemCatalog(some_items())
+        self.service = Service(
+            graph=StageGraph(calls, args.stage_limits(), PopularItems.empty),
+            arms=arm_table({}, args.arms()),
+            feedback=FeedbackService(self, lambda: catalog, self._stores, timeout_s=5.0),
+            statuses=self._statuses,
+            limits=args.limits,
+        )
+        self.api = create_api(self.service, args.limits.max_body_bytes)
+
+    async def append(self, events) -> list[bool]:
+        if self.log_is_down:
+            raise OSError("no space left on device")
+        return await CommitQueue(self._committer, interval_ms=1).append(events)
+
+    def request(self, method: str, path: str, **more) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self.api)
+            async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+                return await client.request(method, path, **more)
+
+        return asyncio.run(send())
+
+    def _open(self, namespace) -> InProcessReader:
+        return self.reader
+
+    async def _stores(self) -> dict:
+        return {self.reader.namespace: self.reader}
+
+    async def _statuses(self) -> list:
+        return [server.status() for server in self.servers.values()]
+
+    @staticmethod
+    def _call(server: StageServer):
+        async def call(request):
+            return server.run(request)
+
+        return call
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home").create()
+
+
+@pytest.fixture
+def edge(home):
+    publish_all(home)
+    return Edge(home, AppArgs())
+
+
+def test_feedback_changes_the_next_answer(edge):
+    first = edge.request("POST", "/recommend", json={"user_id": 1}).json()
+    watched = first["items"][0]["item_id"]
+    body = {"user_id": 1, "item_id": watched, "labels": {"long_view": 1, "watch_time": 20}}
+    assert edge.request("POST", "/feedback", json=body).json()["accepted"] == 1
+    second = edge.request("POST", "/recommend", json={"user_id": 1}).json()
+    assert watched not in [item["item_id"] for item in second["items"]]
+    assert second["stages"]["ranking"]["rows"] == {"raw": 1, "memorised": 0}
+    assert second["stages"]["retrieval"]["source"] == "retrieval"
+
+
+def test_health_follows_the_models(edge, tmp_path):
+    assert edge.request("GET", "/healthz").json()["status"] == "ready"
+    empty = Edge(Home(tmp_path / "empty").create(), AppArgs())
+    health = empty.request("GET", "/healthz")
+    assert (health.status_code, health.json()["status"]) == (503, "no_model")
+    refused = empty.request("POST", "/recommend", json={"user_id": 1})
+    assert refused.status_code == 503
+    assert "no model of retrieval/default is published" in refused.json()["error"]
+
+
+def test_when_the_log_is_down_nothing_is_stored_and_the_client_is_told(edge):
+    edge.log_is_down = True
+    response = edge.request("POST", "/feedback", json={"user_id": 1, "item_id": 2})
+    assert response.status_code == 503
+    assert "no space left on device" in response.json()["error"]
+    assert len(edge.reader.memory.fetch(np.array([1]), 10).rows) == 0
+    assert edge.log.num_events() == 0
+
+
+def test_a_dead_shard_is_told_and_answers_go_on(edge):
+    edge.request("POST", "/feedback", json={"user_id": 1, "item_id": 2})
+    edge.reader.down = True
+    answer = edge.request("POST", "/recommend", json={"user_id": 1, "k": 5}).json()
+    assert len(answer["items"]) == 5
+    assert answer["stages"]["retrieval"]["source"] == "popular"
+    assert answer["degraded"] == [
+        f"{stage}: the user's memory shard did not answer"
+        for stage in ("retrieval", "cascading", "ranking")
+    ]
+    event = {"user_id": 1, "item_id": 3}
+    assert (
+        "did not take the rows"
+        in edge.request("POST", "/feedback", json=event).json()["degraded"][0]
+    )
+
+
+def test_limits_of_the_deployment_are_told(home):
+    publish_all(home)
+    edge = Edge(home, AppArgs.model_validate({"limits": {"max_k": 30, "max_body_bytes": 2000}}))
+    refused = edge.request("POST", "/recommend", json={"user_id": 1, "k": 31})
+    assert (refused.status_code, refused.json()["error"]) == (422, "k must be at most 30, got 31")
+    too_large = edge.request("POST", "/feedback", content=b" " * 2001)
+    assert too_large.status_code == 413
+    assert "at most 2000 bytes" in too_large.json()["error"]
+
+
+def test_a_body_of_unknown_length_is_limited(home):
+    edge = Edge(home, AppArgs.model_validate({"limits": {"max_body_bytes": 2000}}))
+
+    async def chunks():
+        for _ in range(5):
+            yield b" " * 500
+
+    assert edge.request("POST", "/feedback", content=chunks()).status_code == 413
+
+
+def test_a_future_time_is_refused_by_entry(edge):
+    events = [{"user_id": 1, "item_id": 2}, {"user_id": 1, "item_id": 2, "timestamp_ms": 2**60}]
+    response = edge.request("POST", "/feedback", json={"events": events})
+    assert response.status_code == 422
+    assert "(entry 1)" in response.json()["error"]
+    assert edge.log.num_events() == 0
+
+
+def test_bodies_are_told_apart_by_their_events():
+    assert single_or_batch({"events": []}) == "batch"
+    assert single_or_batch({"user_id": 1}) == "event"
+    assert single_or_batch([1]) == "event"
