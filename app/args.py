@@ -37,7 +37,8 @@ class MemoryArgs(Strict):
     """The pool of memory shards. It outlives the application and is shared with training."""
 
     pool: Name = "default"
-    shards: Annotated[int, Field(ge=1, le=256)] = 2
+    shards: Annotated[int, Field(ge=1, le=256)] | None = None
+    """As many as the pool was made with when not given."""
 
 
 class VariantArgs(Strict):

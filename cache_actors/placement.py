@@ -24,6 +24,10 @@ class PlacementError(ValueError):
     """A placement is invalid, unreadable, or not the one that was asked for."""
 
 
+DEFAULT_SHARDS = 2
+"""Shards of a pool whose number nobody chose."""
+
+
 @dataclass(frozen=True)
 class ShardShare:
     """The users of a batch that one shard owns, by their positions in the batch."""
@@ -110,11 +114,14 @@ def load_placement(path: Path) -> Placement:
         ) from error
 
 
-def claim_placement(path: Path, num_shards: int) -> Placement:
+def claim_placement(path: Path, num_shards: int | None) -> Placement:
     """The placement stored at ``path``, made for ``num_shards`` if there is none yet.
 
-    Of several processes that make it at once, one wins and all get the same.
+    None asks for whatever is stored, or `DEFAULT_SHARDS`. Of several processes that make it at
+    once, one wins and all get the same.
     """
+    if num_shards is None:
+        num_shards = load_placement(path).num_shards if path.exists() else DEFAULT_SHARDS
     wanted = Placement.even(num_shards)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ _STOP_TIMEOUT_S = 30.0
 
 def start_pool(
     home: Home | Path,
-    num_shards: int,
+    num_shards: int | None = None,
     ray_namespace: str = "marm",
     name: str = "default",
     *,
@@ -37,6 +37,7 @@ def start_pool(
 ) -> PoolInfo:
     """The running pool of ``home``, started where it is not; concurrent starts give one pool.
 
+    ``num_shards`` None takes the number that the pool was made with, or the default for a new one.
     The shards outlive this process. Rows that an earlier pool of the same home stored are served.
     """
     home = (home if isinstance(home, Home) else Home(home)).create()
@@ -44,9 +45,9 @@ def start_pool(
     placement = claim_placement(_placement_path(home), num_shards)
     pool = PoolInfo(home, name, ray_namespace, placement)
     deadline = time.monotonic() + timeout_s
-    for shard in range(num_shards):  # all of them first, so that they start side by side
+    for shard in range(placement.num_shards):  # all of them first, so that they start side by side
         _create_shard(pool, shard, max_rows_per_user)
-    for shard in range(num_shards):
+    for shard in range(placement.num_shards):
         info = _await_shard(pool, shard, max_rows_per_user, deadline)
         if info.max_rows_per_user != max_rows_per_user:
             raise ValueError(

@@ -54,7 +54,7 @@ class Predictions:
     def summarize(self) -> dict[str, dict[str, float]]:
         """Metrics of every task with an observed label: AUC, GAUC (Eq. 10), log loss and mean
         prediction over mean label (calibration); XAUC and mean absolute error of watch time."""
-        merged = self.arrays()
+        merged = _in_canonical_order(self.arrays())
         return {
             task: _task_metrics(
                 task,
@@ -65,6 +65,12 @@ class Predictions:
             for index, task in enumerate(self.tasks)
             if (observed := ~np.isnan(merged["labels"][:, index])).any()
         }
+
+
+def _in_canonical_order(arrays: dict[str, NDArray]) -> dict[str, NDArray]:
+    """Sorted, so that figures do not depend on which worker predicted what."""
+    order = np.lexsort((*arrays["scores"].T, *arrays["labels"].T, arrays["user_ids"]))
+    return {name: array[order] for name, array in arrays.items()}
 
 
 def _task_metrics(

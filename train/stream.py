@@ -68,6 +68,7 @@ class StreamTrainer:
         self.step = 0
         self.events_seen = 0
         self.offsets = source.offsets
+        self._source = source
         self._memory = memory
         self._batcher = Batcher(source, config.batch_size)
         self._overlay = Overlay()
@@ -111,7 +112,8 @@ class StreamTrainer:
     def _prepare(self) -> Prepared:
         micro_batch = self._batcher.next()
         if micro_batch is None:
-            micro_batch = MicroBatch(EventBatch.empty(), self.offsets)
+            # Whatever was handed out is learned by the time this empty batch is.
+            micro_batch = MicroBatch(EventBatch.empty(), self._source.offsets)
         events = micro_batch.events
         if self.config.writes_memory:
             rows = self._fetch_history(events)

@@ -37,7 +37,7 @@ def demo(
     users: Annotated[int, typer.Option(help="Simulated users.")] = 1_500,
     events: Annotated[int, typer.Option(help="Simulated exposures.")] = 150_000,
     port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 0,
-    shards: ShardsOption = 2,
+    shards: ShardsOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what an earlier demo left in this home.")
     ] = False,
@@ -69,7 +69,7 @@ def demo(
         console.print(
             "[bold]3. serve[/]: retrieval, cascading and ranking over HTTP, then feedback"
         )
-        report = serve_and_ask(target, shards, port)
+        report = serve_and_ask(target, port)
         stop_pool(pool)
     log = EventLog(target.log)
     evaluate_from = evaluation_start_ms(log, events, config.evaluation_fraction)
@@ -99,12 +99,12 @@ def demo_model() -> ModelConfig:
     return ModelConfig(namespace=namespace, depth=2, history_length=50, num_slots=1 << 16)
 
 
-def serve_and_ask(home: Home, shards: int, port: int) -> ServingReport:
+def serve_and_ask(home: Home, port: int) -> ServingReport:
     """Start the application as ``serve run`` would, use it over HTTP, and stop it."""
     port = port or free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        args = AppArgs.model_validate({"home": str(home.path), "memory": {"shards": shards}})
+        args = AppArgs(home=str(home.path))
         with console.status("starting the application"):
             serve.run(build_app(args), name=_APP, route_prefix="/")
         return try_serving(f"http://127.0.0.1:{port}", user_ids=list(range(1, 21)))

@@ -10,6 +10,7 @@ from app.cli.demo import demo
 from app.cli.ingest import ingest_command
 from app.cli.memory import memory_app
 from app.cli.models import models_app
+from app.cli.serve import serve_command
 from app.cli.session import console
 from app.cli.train import train_command
 from app.cli.world import world_command
@@ -26,6 +27,7 @@ cli_app.command("demo")(demo)
 cli_app.command("ingest")(ingest_command)
 cli_app.command("world")(world_command)
 cli_app.command("train")(train_command)
+cli_app.command("serve")(serve_command)
 cli_app.add_typer(memory_app, name="memory")
 cli_app.add_typer(models_app, name="models")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import typer
 
-from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOption
+from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption
 from app.cli.session import RAY_NAMESPACE, ray_session
 from cache_actors.client import MemoryClient
 from cache_actors.home import Home
@@ -24,14 +24,12 @@ def _memory() -> None:
 
 
 @memory_app.command()
-def status(
-    home: HomeOption = DEFAULT_HOME, shards: ShardsOption = 2, address: AddressOption = None
-) -> None:
+def status(home: HomeOption = DEFAULT_HOME, address: AddressOption = None) -> None:
     """Users, rows and bytes per shard, for every namespace that a published model uses (JSON)."""
     target = Home(home)
     namespaces = published_namespaces(ModelRegistry(target.models))
     with ray_session(address):
-        pool = start_pool(target, shards, RAY_NAMESPACE)
+        pool = start_pool(target, None, RAY_NAMESPACE)
         for namespace in namespaces:
             with MemoryClient(pool, namespace) as memory:
                 held = [asdict(shard) for shard in memory.stats().shards]

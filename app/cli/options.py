@@ -14,6 +14,9 @@ AddressOption = Annotated[
     str | None,
     typer.Option("--address", help="Ray cluster to use, e.g. 'auto'; default: start one here."),
 ]
-ShardsOption = Annotated[int, typer.Option("--shards", min=1, help="Shards of the memory pool.")]
+ShardsOption = Annotated[
+    int | None,
+    typer.Option("--shards", min=1, help="Shards of a new memory pool; an old one keeps its own."),
+]
 
 DEFAULT_HOME = Path("marm-home")

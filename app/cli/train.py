@@ -52,7 +52,7 @@ def train_command(
     follow: Annotated[
         bool, typer.Option("--follow", help="Keep training as the log grows.")
     ] = False,
-    shards: ShardsOption = 2,
+    shards: ShardsOption = None,
     address: AddressOption = None,
 ) -> None:
     """Train all stages in one pass over the log; prints the evaluation as JSON."""

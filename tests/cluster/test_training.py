@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from train.run import TrainingError, TrainingResult, run_training
 
 pytestmark = pytest.mark.cluster
 
-NUM_USERS, NUM_EVENTS = 60, 6_000
+NUM_USERS, NUM_EVENTS = 60, 4_000
 CONFIG = TrainConfig(
     models=three_stages(ModelConfig(num_slots=1 << 12, history_length=20)),
     batch_size=32,
@@ -57,55 +58,65 @@ class Killer:
         self.victims: list[int] = []
 
     def __call__(self, progress: Progress) -> None:
-        if not self.victims and progress.step > 3 * CONFIG.checkpoint_every_steps:
+        if not self.victims and progress.step > 2 * CONFIG.checkpoint_every_steps:
             self.victims = worker_pids()[:1]
             for pid in self.victims:
                 os.kill(pid, signal.SIGKILL)
 
 
-def train(home: Home, killer: Killer | None = None) -> tuple[TrainingResult, UserRows]:
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind."""
+
+    home: Home
+    result: TrainingResult
+    rows: UserRows
+
+
+def train(home: Home, killer: Killer | None = None) -> Outcome:
     pool = start_pool(home, 2)
     try:
         result = run_training(home, CONFIG, on_progress=killer)
         with MemoryClient(pool, CONFIG.namespace) as memory:
             rows = memory.fetch(np.arange(1, NUM_USERS + 1), NUM_EVENTS)
-        return result, rows
+        return Outcome(home, result, rows)
     finally:
         stop_pool(pool)
 
 
-def test_a_killed_worker_resumes_exactly(ray_cluster: None, tmp_path: Path) -> None:
-    unbroken_home, home = make_home(tmp_path / "unbroken"), make_home(tmp_path / "killed")
+@pytest.fixture(scope="module")
+def unbroken(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return train(make_home(tmp_path_factory.mktemp("unbroken")))
+
+
+def test_a_killed_worker_resumes_exactly(unbroken: Outcome, tmp_path: Path) -> None:
     killer = Killer()
-    killed, rows = train(home, killer)
-    unbroken, expected = train(unbroken_home)
+    killed = train(make_home(tmp_path), killer)
     assert len(killer.victims) == 1
-    assert killed.events_seen == unbroken.events_seen == NUM_EVENTS
-    assert killed.step == unbroken.step
-    assert killed.evaluation == unbroken.evaluation
-    assert len(rows.rows) == len(expected.rows) == NUM_EVENTS
-    assert rows.rows.tobytes() == expected.rows.tobytes()
-    registry = ModelRegistry(home.models)
+    assert killed.result.events_seen == unbroken.result.events_seen == NUM_EVENTS
+    assert killed.result.step == unbroken.result.step
+    assert killed.result.evaluation == unbroken.result.evaluation
+    assert len(killed.rows.rows) == NUM_EVENTS
+    assert killed.rows.rows.tobytes() == unbroken.rows.rows.tobytes()
     for stage in ("ranking", "cascading", "retrieval"):
-        published = registry.latest_loadable(stage, "default")
-        assert published is not None
-        other = ModelRegistry(unbroken_home.models).latest_loadable(stage, "default")
-        assert other is not None
-        for name, tensor in published.tensors.items():
-            assert tensor.equal(other.tensors[name]), f"{stage}: {name}"
+        first, second = (
+            ModelRegistry(outcome.home.models).latest_loadable(stage, "default")
+            for outcome in (killed, unbroken)
+        )
+        assert first is not None
+        assert second is not None
+        for name, tensor in first.tensors.items():
+            assert tensor.equal(second.tensors[name]), f"{stage}: {name}"
 
 
-def test_a_later_run_continues_with_what_the_log_has_gained(
-    ray_cluster: None, tmp_path: Path
-) -> None:
-    home = make_home(tmp_path)
-    first, _ = train(home)
-    more = WorldConfig(num_users=NUM_USERS, num_items=200, num_events=1_000, seed=1)
+def test_a_later_run_continues_with_what_the_log_has_gained(unbroken: Outcome) -> None:
+    home = unbroken.home
+    more = WorldConfig(num_users=NUM_USERS, num_items=200, num_events=500, seed=1)
     write_world(home, more)
-    second, rows = train(home)
-    assert second.events_seen == first.events_seen + 1_000 == EventLog(home.log).num_events()
-    assert second.versions == {"ranking": 2, "cascading": 2, "retrieval": 2}
-    assert (rows.rows["written_step"] >= 0).all()
+    second = train(home)
+    assert second.result.events_seen == NUM_EVENTS + 500 == EventLog(home.log).num_events()
+    assert second.result.versions == {"ranking": 2, "cascading": 2, "retrieval": 2}
+    assert (second.rows.rows["written_step"] >= 0).all()
 
 
 def test_an_empty_log_is_a_clear_error(ray_cluster: None, tmp_path: Path) -> None:
