@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from app.schemas import FeedbackEvent, FeedbackReceipt, FeedbackResponse
 from marm.addressing import event_key
-from marm.events import TASKS, EventBatch, pack_feedback
+from marm.events import TASKS, EventBatch
 from marm.items import ItemCatalog
-from marm.memory import RAW_STEP, Ack, Namespace, UserRows
+from marm.memory import Ack, Namespace, UserRows
+from marm.sequence import enters_sequence, raw_rows
 
 logger = logging.getLogger("ray.serve")
 
@@ -109,19 +110,12 @@ def with_stored_times(report: Report, stored: UserRows) -> Report:
     return replace(report, events=replace(events, timestamp_ms=timestamp_ms), has_time=has_time)
 
 
-def raw_rows(
+def rows_of_namespace(
     events: EventBatch, namespace: Namespace
 ) -> tuple[NDArray[np.int64], NDArray[np.void]]:
     """The raw rows of the events that enter the namespace's sequence, and whose they are."""
-    if namespace.sequence != "all":
-        labels = events.labels[:, TASKS.index(namespace.sequence)]
-        events = events.take(labels > 0)  # NaN, not observed, is not positive
-    rows = np.zeros(len(events), namespace.row_dtype)
-    for name in ("event_key", "item_id", "timestamp_ms", "author_id", "tag_id", "context_id"):
-        rows[name] = getattr(events, name)
-    rows["feedback"] = pack_feedback(events.labels)
-    rows["written_step"] = RAW_STEP
-    return events.user_id, rows
+    entering = events.take(enters_sequence(events, namespace.sequence))
+    return entering.user_id, raw_rows(entering, namespace.row_dtype)
 
 
 class FeedbackService:
@@ -183,7 +177,7 @@ class FeedbackService:
 
     def _save_rows(self, namespace: Namespace, store: RowStore, events: EventBatch) -> str:
         """Empty when the rows are stored; else what is wrong."""
-        user_ids, rows = raw_rows(events, namespace)
+        user_ids, rows = rows_of_namespace(events, namespace)
         if not len(rows):
             return ""
         try:

@@ -42,7 +42,7 @@ def start_pool(
     """
     home = (home if isinstance(home, Home) else Home(home)).create()
     _check_name(name)
-    placement = claim_placement(_placement_path(home), num_shards)
+    placement = claim_placement(_placement_path(home, name), num_shards)
     pool = PoolInfo(home, name, ray_namespace, placement)
     deadline = time.monotonic() + timeout_s
     for shard in range(placement.num_shards):  # all of them first, so that they start side by side
@@ -61,7 +61,7 @@ def connect_pool(home: Home | Path, ray_namespace: str = "marm", name: str = "de
     """The pool of ``home`` that another process started."""
     home = home if isinstance(home, Home) else Home(home)
     _check_name(name)
-    placement = load_placement(_placement_path(home))
+    placement = load_placement(_placement_path(home, name))
     pool = PoolInfo(home, name, ray_namespace, placement)
     for shard in range(placement.num_shards):
         if not _is_registered(pool, shard):
@@ -96,7 +96,7 @@ def stop_pool(pool: PoolInfo, timeout_s: float = _STOP_TIMEOUT_S) -> None:
 
 
 def _create_shard(pool: PoolInfo, shard: int, max_rows_per_user: int | None) -> None:
-    directory = _placement_path(pool.home).parent / f"shard-{shard:03d}"
+    directory = _placement_path(pool.home, pool.name).parent / f"shard-{shard:03d}"
     ray.remote(concurrency_groups=SHARD_THREADS)(MemoryShard).options(
         name=pool.actor_name(shard),
         namespace=pool.ray_namespace,
@@ -137,8 +137,8 @@ def _is_registered(pool: PoolInfo, shard: int) -> bool:
     return True
 
 
-def _placement_path(home: Home) -> Path:
-    return home.memory / str(POOL_EPOCH) / "placement.json"
+def _placement_path(home: Home, name: str) -> Path:
+    return home.memory / f"{name}-{POOL_EPOCH}" / "placement.json"
 
 
 def _check_name(name: str) -> None:

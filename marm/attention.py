@@ -45,7 +45,7 @@ class TargetAttention(nn.Module):
     def __init__(self, query_dim: int, key_dim: int, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads, self.dim = num_heads, dim
-        self.query_norm, self.key_norm = nn.LayerNorm(query_dim), nn.LayerNorm(key_dim)
+        self.query_norm = nn.LayerNorm(query_dim)
         self.query = nn.Linear(query_dim, dim)
         self.key_value = nn.Linear(key_dim, 2 * dim, bias=False)
         self.output = nn.Linear(dim, dim)
@@ -74,7 +74,7 @@ class TargetAttention(nn.Module):
         return y_BD + self.feed_forward(y_BD)
 
     def _project(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = self.key_value(self.key_norm(inputs)).chunk(2, dim=-1)
+        k, v = self.key_value(inputs).chunk(2, dim=-1)
         heads = (*inputs.shape[:-1], self.num_heads, self.dim // self.num_heads)
         return k.reshape(heads), v.reshape(heads)
 
@@ -164,6 +164,7 @@ class MultiLayerTargetAttention(nn.Module):
         decaying = [FIRST_LAYER_DECAY if head % 2 == 0 else 0.0 for head in range(num_heads)]
         self.recency = RecencyBias([decaying] + [[0.0] * num_heads for _ in range(depth)], recency)
         self.first = TargetAttention(query_dim, feature_dim, dim, num_heads)
+        self.feature_norms = nn.ModuleList(nn.LayerNorm(feature_dim) for _ in range(depth + 1))
         self.memory_norms = nn.ModuleList(nn.LayerNorm(memory_dim) for _ in range(depth))
         self.layers = nn.ModuleList(
             TargetAttention(dim, memory_dim + feature_dim, dim, num_heads) for _ in range(depth)
@@ -192,17 +193,21 @@ class MultiLayerTargetAttention(nn.Module):
         """
         slab_bias = self.recency(slab.distance, slab.gap)
         block_bias = [] if block is None else self.recency(block.distance, block.gap)
-        key_sets = [Keys(slab.features, slab.visible, slab_bias[0], slab.user_row)]
+        live = self.feature_norms[0]
+        key_sets = [Keys(live(slab.features), slab.visible, slab_bias[0], slab.user_row)]
         if block is not None:
-            key_sets.append(Keys(block.features, block.visible, block_bias[0], None))
+            key_sets.append(Keys(live(block.features), block.visible, block_bias[0], None))
         outputs = [self.first(query_input, key_sets)]
-        for index, (norm, layer) in enumerate(zip(self.memory_norms, self.layers, strict=True)):
+        for index, layer in enumerate(self.layers):
             y = outputs[-1]
-            formed = torch.cat([norm(memory_UNLD[:, :, index]), slab.features], dim=-1)
+            # Normalised apart: cached vectors are far larger than embeddings, which carry the
+            # feedback and would vanish in a common normalisation.
+            cached, live = self.memory_norms[index], self.feature_norms[index + 1]
+            formed = torch.cat([cached(memory_UNLD[:, :, index]), live(slab.features)], dim=-1)
             key_sets = [Keys(formed, memorised_BN, slab_bias[index + 1], slab.user_row)]
             if block is not None:
                 own = y if block_memory_BLD is None else block_memory_BLD[:, index]
-                formed = torch.cat([norm(own), block.features], dim=-1)
+                formed = torch.cat([cached(own), live(block.features)], dim=-1)
                 key_sets.append(Keys(formed, block.visible, block_bias[index + 1], None))
             outputs.append(layer(y, key_sets))
         return outputs

@@ -53,10 +53,10 @@ def decode_history(model: Ranker, history: EventBatch) -> ReferenceOutput:
     outputs: list[Tensor] = []
     for index, layer in enumerate([attention.first, *attention.layers]):
         assert isinstance(layer, TargetAttention)
-        key_inputs = live_PF
+        key_inputs = attention.feature_norms[index](live_PF)
         if index > 0:
-            norm = attention.memory_norms[index - 1]
-            key_inputs = torch.cat([norm(outputs[-1]), live_PF], dim=-1)
+            cached = attention.memory_norms[index - 1](outputs[-1])
+            key_inputs = torch.cat([cached, key_inputs], dim=-1)
         rows = []
         for position in range(len(history)):
             past, (distances, gaps) = _band(history, position, model)
@@ -93,7 +93,7 @@ def _attend(layer: TargetAttention, query: Tensor, keys: Tensor, bias_HP: Tensor
     """One query, head by head, over the visible keys and the null key (Eq. 5)."""
     width = layer.dim // layer.num_heads
     q = layer.query(layer.query_norm(query))
-    k, v = layer.key_value(layer.key_norm(keys)).chunk(2, dim=-1)
+    k, v = layer.key_value(keys).chunk(2, dim=-1)
     heads = []
     for head in range(layer.num_heads):
         part = slice(head * width, (head + 1) * width)

@@ -7,6 +7,7 @@ like any other.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,7 @@ class HashedTable(nn.Module):
         self.register_buffer("weight", torch.randn(num_slots, feature_dim) * init_std)
         self.register_buffer("squared_gradient", torch.zeros(num_slots), persistent=False)
         self._position_of_slot = np.zeros(num_slots, np.int64)
+        self._scratch_in_use = threading.Lock()  # a server scores in several threads at once
 
     def slots(self, feature: str, ids: ArrayLike) -> NDArray[np.int64]:
         """Table rows of ``ids`` of one feature, in the shape of ``ids``."""
@@ -61,8 +63,9 @@ class HashedTable(nn.Module):
         flat = np.concatenate([array.ravel() for array in slot_arrays])
         # Deduplicate in O(len) with a scratch map instead of a sort: last writer represents a slot.
         order = np.arange(len(flat))
-        self._position_of_slot[flat] = order
-        representative = self._position_of_slot[flat]
+        with self._scratch_in_use:
+            self._position_of_slot[flat] = order
+            representative = self._position_of_slot[flat]
         is_first = representative == order
         position = (np.cumsum(is_first) - 1)[representative]
         slots = torch.from_numpy(flat[is_first]).to(self.weight.device)

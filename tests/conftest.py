@@ -19,7 +19,7 @@ import ray
 def ray_cluster() -> Iterator[None]:
     """A real one-node Ray cluster, started once for the session."""
     ray.init(
-        num_cpus=16,
+        num_cpus=8,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=300 << 20,

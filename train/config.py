@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -71,6 +72,13 @@ class TrainConfig:
         for name in ("checkpoint_every_steps", "keep_versions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.publish_every_steps < 0:
+            raise ValueError(
+                f"publish_every_steps must be at least 0, got {self.publish_every_steps}"
+            )
+        # Refused now rather than by the registry at the end of the run.
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.variant):
+            raise ValueError(f"variant must match [a-z0-9][a-z0-9._-]*, got {self.variant!r}")
         for name in ("dense_learning_rate", "sparse_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -117,7 +125,7 @@ class TrainConfig:
 
 
 def three_stages(
-    ranking: ModelConfig, cascading_history: int = 20, retrieval_history: int = 50
+    ranking: ModelConfig, cascading_history: int = 20, retrieval_history: int = 200
 ) -> tuple[ModelConfig, ...]:
     """Models of all stages around one ranking model and its memory (Section 2.3)."""
     cascading = replace(ranking, stage="cascading", history_length=cascading_history)

@@ -94,7 +94,7 @@ def _task_metrics(
 class StreamingMetrics:
     """Predictions of all stages: a running window, and the evaluation part at the log's end.
 
-    Memory grows with the evaluation part only, 16 bytes an event and task.
+    Memory grows with the evaluation part only: 8 bytes an event and 8 an event and task.
     """
 
     def __init__(self, tasks_of_stage: dict[str, tuple[str, ...]], evaluate_from_ms: int) -> None:

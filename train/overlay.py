@@ -7,7 +7,6 @@ the same whichever of them the fetch saw.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,22 +25,27 @@ class PendingSave:
 
 
 class Overlay:
-    """Pending saves of one worker, oldest first; at most ``max_pending`` of them."""
+    """Pending saves of one worker, oldest first; at most ``max_pending`` of them.
+
+    One thread may fetch (`settle`, then `merge`) while another waits in `flush`. A save is dropped
+    by `settle` alone, before a fetch begins: what is acknowledged during a fetch may be missing
+    from it and has to be laid over it all the same.
+    """
 
     def __init__(self, max_pending: int = 4) -> None:
-        self._pending: deque[PendingSave] = deque()
+        self._pending: tuple[PendingSave, ...] = ()
         self._max_pending = max_pending
 
     def add(self, save: PendingSave) -> None:
-        """Remember a save; waits for the oldest one when too many are under way.
+        """Remember a save; waits for the oldest ones when too many are under way. Not to be called
+        during a fetch.
 
         Raises:
-            Exception: whatever the oldest save failed with.
+            Exception: whatever an old save failed with.
         """
-        self._pending.append(save)
-        while len(self._pending) > self._max_pending:
-            self._pending[0].ack.wait()
-            self._pending.popleft()
+        for old in self._pending[: max(0, len(self._pending) + 1 - self._max_pending)]:
+            old.ack.wait()
+        self._pending = (*self._pending, save)[-self._max_pending :]
 
     def settle(self) -> None:
         """Forget saves that are acknowledged: any fetch that starts now sees them.
@@ -49,23 +53,31 @@ class Overlay:
         Raises:
             Exception: whatever a finished save failed with.
         """
-        while self._pending and self._pending[0].ack.done():
-            self._pending[0].ack.wait()
-            self._pending.popleft()
+        is_done = [save.ack.done() for save in self._pending]
+        for save, done in zip(self._pending, is_done, strict=True):
+            if done:
+                save.ack.wait()
+        self._pending = tuple(
+            save for save, done in zip(self._pending, is_done, strict=True) if not done
+        )
 
     def flush(self) -> None:
-        """Wait until every row is acknowledged."""
-        while self._pending:
-            self._pending[0].ack.wait()
-            self._pending.popleft()
+        """Wait until every row is acknowledged.
+
+        Raises:
+            Exception: whatever a save failed with.
+        """
+        for save in self._pending:
+            save.ack.wait()
 
     def merge(self, fetched: UserRows, n: int, before_ms: NDArray[np.int64]) -> UserRows:
         """``fetched`` (of a fetch with ``n`` and ``before_ms`` that began after `settle`) with the
         pending rows of its users, newest ``n`` of each again."""
-        if not self._pending or not len(fetched.user_ids):
+        pending = self._pending
+        if not pending or not len(fetched.user_ids):
             return fetched
-        rows = np.concatenate([save.rows for save in self._pending])
-        owners = np.concatenate([save.user_ids for save in self._pending])
+        rows = np.concatenate([save.rows for save in pending])
+        owners = np.concatenate([save.user_ids for save in pending])
         by_id = np.argsort(fetched.user_ids, kind="stable")
         at = np.minimum(np.searchsorted(fetched.user_ids[by_id], owners), len(fetched.user_ids) - 1)
         position = by_id[at]

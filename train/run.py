@@ -53,19 +53,13 @@ def run_training(
     Raises:
         TrainingError: when the log is empty, or the run failed more often than allowed.
     """
-    log = EventLog(home.log)
-    num_events = log.num_events()
-    if num_events == 0 and not config.follow:
-        raise TrainingError(
-            f"the event log in {home.log} holds no events; fill it with `marm ingest` or "
-            "`marm world` first"
-        )
+    num_events = require_events(home, config)
     progress_path = home.runs / f"{run_name}.progress.json"
     progress_path.unlink(missing_ok=True)
     request = RunRequest(
         home.path,
         config,
-        evaluation_start_ms(log, num_events, config.evaluation_fraction),
+        evaluation_start_ms(EventLog(home.log), num_events, config.evaluation_fraction),
         progress_path,
     )
     trainer = TorchTrainer(
@@ -102,14 +96,31 @@ def run_training(
     )
 
 
+def require_events(home: Home, config: TrainConfig) -> int:
+    """Number of events in the log of ``home``.
+
+    Raises:
+        TrainingError: when there are none and the run would not wait for any.
+    """
+    num_events = EventLog(home.log).num_events()
+    if num_events == 0 and not config.follow:
+        raise TrainingError(
+            f"the event log in {home.log} holds no events; fill it with `marm ingest` or "
+            "`marm world` first"
+        )
+    return num_events
+
+
 def evaluation_start_ms(log: EventLog, num_events: int, fraction: float) -> int:
     """Timestamp from which the last ``fraction`` of the log's events counts for evaluation."""
     wanted = round(num_events * fraction)
     if wanted == 0:
         return int(np.iinfo(np.int64).max)
     stamps = [batch.timestamp_ms for batch in log.read(LogOffsets.start(), max_events=_READ_EVENTS)]
-    ordered = np.partition(np.concatenate(stamps), num_events - wanted)
-    return int(ordered[num_events - wanted])
+    # Damaged segments count in the footers and are skipped here.
+    readable = np.concatenate([np.empty(0, np.int64), *stamps])
+    first = max(0, len(readable) - wanted)
+    return int(np.partition(readable, first)[first]) if len(readable) else 0
 
 
 class _Watcher:

@@ -49,17 +49,13 @@ def demo(
     target = Home(home)
     if fresh:
         clear_demo(target)
+    check_unused(target)
     target.create()
-    if EventLog(target.log).num_events():
-        raise ValueError(
-            f"the log in {target.log} holds events already; choose another --home, or pass --fresh "
-            "to delete an earlier demo"
-        )
     world = WorldConfig(num_users=users, num_events=events)
     (target.path / _MARKER).touch()
     console.print("[bold]1. stream[/]: simulated users write the event log")
     simulate(target, world)
-    with ray_session(None):
+    with ray_session("local"):
         console.print("[bold]2. train[/]: Algorithm 1 fills the memory; three models are published")
         pool = start_pool(target, shards, RAY_NAMESPACE)
         config = TrainConfig(models=three_stages(demo_model()), checkpoint_every_steps=400)
@@ -79,6 +75,18 @@ def demo(
 
 
 _MARKER = ".marm-demo"
+
+
+def check_unused(home: Home) -> None:
+    """Refuse a home that holds anything but a demo that wrote no events yet."""
+    if EventLog(home.log).num_events():
+        raise ValueError(
+            f"the log in {home.log} holds events already; choose another --home, or pass --fresh "
+            "to delete an earlier demo"
+        )
+    # What a demo marks as its own, --fresh may delete later.
+    if home.path.is_dir() and any(home.path.iterdir()) and not (home.path / _MARKER).exists():
+        raise ValueError(f"{home.path} is not empty; choose a new directory as --home of a demo")
 
 
 def clear_demo(home: Home) -> None:

@@ -11,7 +11,7 @@ from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption
 from app.cli.session import console, progress_bar, ray_session
 from cache_actors.home import Home
 from train.data.column_map import parse_column_map
-from train.data.ingest import FORMATS, ingest
+from train.data.ingest import FORMATS, ingest, open_source_of
 
 
 def ingest_command(
@@ -33,7 +33,8 @@ def ingest_command(
     address: AddressOption = None,
 ) -> None:
     """Read events and items into the log of a deployment; prints a report as JSON."""
-    target = Home(home).create()
+    target, column_map = Home(home), parse_column_map(map_ or [])
+    open_source_of(format_, path, column_map, timestamp_unit)  # refuses before anything is started
     with ray_session(address), progress_bar() as bars:
         task = bars.add_task("starting", total=None, note="")
 
@@ -44,7 +45,7 @@ def ingest_command(
             target,
             format_,
             path,
-            parse_column_map(map_ or []),
+            column_map,
             timestamp_unit=timestamp_unit,
             again=again,
             progress=show,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from rich.markup import escape
 
 from app.cli.demo import demo
 from app.cli.ingest import ingest_command
@@ -44,5 +45,5 @@ def cli() -> None:
         ModelRegistryError,
         MemoryUnavailable,
     ) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -12,7 +12,7 @@ HomeOption = Annotated[
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option("--address", help="Ray cluster to use, e.g. 'auto'; default: start one here."),
+    typer.Option("--address", help="Ray cluster; default: the one running here, else a new one."),
 ]
 ShardsOption = Annotated[
     int | None,

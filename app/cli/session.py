@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import ray
 from rich.console import Console
@@ -26,20 +27,26 @@ console = Console(stderr=True)
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Connect to the cluster at ``address``, or start one on this machine for the command.
+    """Connect to the cluster at ``address``; None: to the one that `ray start` started on this
+    machine, else to a new one for this command; ``"local"``: always to a new one.
 
-    A local cluster offers at least four CPUs: the actors of a run mostly wait, and a laptop with
-    two cores should still be able to host them all.
+    A new one offers at least four CPUs: the actors of a run mostly wait, and a laptop with two
+    cores should still be able to host them all.
     """
-    local = {} if address else {"num_cpus": max(4, os.cpu_count() or 1)}
-    ray.init(
+    connect = partial(
+        ray.init,
         address=address,
         namespace=RAY_NAMESPACE,
-        include_dashboard=False if not address else None,
         log_to_driver=False,
         logging_level=logging.WARNING,
-        **local,
     )
+    if address in (None, "local"):
+        try:
+            connect(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False)
+        except ValueError:  # a running cluster was found, whose CPUs are not ours to set
+            connect()
+    else:
+        connect()
     # Ray Data draws its own bars and explains itself at length; commands show their own progress.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:

@@ -18,7 +18,7 @@ from marm.events import TASKS
 from marm.memory import Namespace
 from train.config import TrainConfig, three_stages
 from train.progress import Progress
-from train.run import TrainingResult, run_training
+from train.run import TrainingResult, require_events, run_training
 
 
 def train_command(
@@ -67,6 +67,9 @@ def train_command(
         recency=split_names(recency),
     )
     wanted = split_names(stages)
+    unknown = sorted(set(wanted) - set(STAGES))
+    if unknown:
+        raise ValueError(f"--stages must be some of {', '.join(STAGES)}, got {', '.join(unknown)}")
     config = TrainConfig(
         models=tuple(model for model in three_stages(ranking) if model.stage in wanted),
         variant=variant,
@@ -78,7 +81,9 @@ def train_command(
         publish_every_steps=publish_every,
         follow=follow,
     )
-    target = Home(home).create()
+    target = Home(home)
+    require_events(target, config)  # before anything is started or made
+    target.create()
     with ray_session(address):
         start_pool(target, shards, RAY_NAMESPACE)
         result = train_with_progress(target, config, run)

@@ -10,7 +10,7 @@ from app.feedback import (
     FeedbackService,
     client_event_key,
     parse_report,
-    raw_rows,
+    rows_of_namespace,
     with_stored_times,
 )
 from app.schemas import FeedbackEvent
@@ -98,11 +98,11 @@ def test_raw_rows_follow_the_sequence_of_the_namespace():
         CATALOG,
         NOW_MS,
     )
-    users, rows = raw_rows(report.events, Namespace(depth=1, dim=8))
+    users, rows = rows_of_namespace(report.events, Namespace(depth=1, dim=8))
     assert (len(users), len(rows)) == (3, 3)
     assert rows["feedback"].tolist() == pack_feedback(report.events.labels).tolist()
     assert set(rows["written_step"].tolist()) == {RAW_STEP}
-    users, rows = raw_rows(report.events, Namespace(depth=1, dim=8, sequence="long_view"))
+    users, rows = rows_of_namespace(report.events, Namespace(depth=1, dim=8, sequence="long_view"))
     assert len(users) == len(rows) == 1
 
 

@@ -240,7 +240,7 @@ def test_threads_read_whole_saves_while_one_writes(tmp_path: Path) -> None:
     store.save(*make_rows(8, 30, step=0))
 
     def write() -> None:
-        for step in range(1, 60):  # rewrites every row, and grows the map on the way
+        for step in range(1, 15):  # rewrites every row, and grows the map on the way
             user_ids, rows = make_rows(8, 30, step=step)
             extra_ids, extra = make_rows(8, 5, start_ms=1000 * step, step=RAW_STEP)
             store.save(np.concatenate([user_ids, extra_ids]), np.concatenate([rows, extra]))

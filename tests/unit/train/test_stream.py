@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,8 +72,9 @@ class LazyAck:
         return self._is_done
 
     def wait(self, timeout_s: float | None = None) -> None:
-        self._memory.apply_oldest()
-        self._is_done = True
+        if not self._is_done:
+            self._memory.apply_oldest()
+            self._is_done = True
 
 
 class LazyMemory(InProcessMemory):
@@ -87,7 +89,27 @@ class LazyMemory(InProcessMemory):
         return LazyAck(self)
 
     def apply_oldest(self) -> None:
-        super().save(*self._queue.pop(0))
+        InProcessMemory.save(self, *self._queue.pop(0))
+
+
+class RacingMemory(LazyMemory):
+    """A fetch that answers from before a save which is acknowledged while the fetch is under way.
+
+    That is what a slow fetch beside a checkpoint or a publication does.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        super().__init__(namespace)
+        self.flushed = threading.Event()
+        self._num_fetches = 0
+
+    def fetch(self, user_ids: NDArray, n: int, before_ms: NDArray | None = None) -> UserRows:
+        found = super().fetch(user_ids, n, before_ms)
+        self._num_fetches += 1
+        if self._num_fetches > 1:  # nothing was saved before the first
+            assert self.flushed.wait(30)
+            self.flushed.clear()
+        return found
 
 
 def no_hooks() -> Hooks:
@@ -145,6 +167,20 @@ def test_late_acknowledgements_change_nothing(log: EventLog) -> None:
     prompt, late = train(CONFIG, prompt_memory, log), train(CONFIG, late_memory, log)
     assert_same(prompt, late)
     assert all_rows(prompt_memory).rows.tobytes() == all_rows(late_memory).rows.tobytes()
+
+
+def test_publishing_during_a_fetch_changes_nothing(log: EventLog) -> None:
+    memory = InProcessMemory(NAMESPACE)
+    config = replace(CONFIG, publish_every_steps=1)
+    expected = train(config, memory, log)
+    racing_memory = RacingMemory(NAMESPACE)
+    hooks = Hooks(lambda: None, racing_memory.flushed.set, lambda: None)
+    racing = train(config, racing_memory, log, hooks)
+    assert_same(racing, expected)
+    assert (
+        all_rows(memory).rows.tobytes()
+        == InProcessMemory.fetch(racing_memory, np.arange(12), 1000).rows.tobytes()
+    )
 
 
 def test_resuming_after_a_crash_equals_an_unbroken_run(log: EventLog, tmp_path: Path) -> None:
