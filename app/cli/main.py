@@ -39,8 +39,7 @@ def cli() -> None:
         cli_app()
     except (
         ValueError,
-        FileNotFoundError,
-        PermissionError,
+        OSError,
         TrainingError,
         ModelRegistryError,
         MemoryUnavailable,

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sample_events import small_config
 
 from marm.config import STAGES, ModelConfig
 from marm.events import TASKS
 from marm.memory import Namespace
 from marm.model_factory import build_model
-from sample_events import small_config
 
 BASE = ModelConfig()
 

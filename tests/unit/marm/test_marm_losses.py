@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from sample_events import fetch_for, make_events, make_items, replaced, rows_of_user, small_model
 
 from marm.events import TASKS, EventBatch
 from marm.memory import InProcessMemory
 from marm.ranker import Ranker
 from marm.retriever import TEMPERATURE, Retriever
-from sample_events import fetch_for, make_events, make_items, replaced, rows_of_user, small_model
 
 
 def retriever() -> Retriever:

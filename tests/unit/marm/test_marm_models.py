@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-from marm.config import STAGES
-from marm.events import TASKS, EventBatch
-from marm.inputs import ModelInputs
-from marm.items import ItemFeatures
-from marm.memory import RAW_STEP, InProcessMemory, UserRows
-from marm.model_factory import Model
-from marm.ranker import Ranker
-from marm.retriever import Retriever
-from marm.sequence import raw_rows
 from sample_events import (
     INT64,
     NOW_MS,
@@ -28,6 +20,27 @@ from sample_events import (
     small_config,
     small_model,
 )
+from torch import Tensor
+
+from marm.cascader import Cascader
+from marm.config import STAGES
+from marm.events import TASKS, EventBatch
+from marm.inputs import ModelInputs
+from marm.items import ItemFeatures
+from marm.memory import RAW_STEP, InProcessMemory, UserRows
+from marm.model_factory import Model
+from marm.ranker import Ranker
+from marm.retriever import Retriever
+from marm.sequence import raw_rows
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only lose by waiting for threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def history_and_batch(model: Model) -> tuple[EventBatch, ModelInputs]:
@@ -101,9 +114,7 @@ def test_a_batch_without_events_gives_every_parameter_a_gradient_of_zero(stage: 
     memory = InProcessMemory(model.config.namespace)
     inputs = model.inputs.for_training(nobody, memory.fetch(nobody.user_id, 10))
     embedded = model.embed(inputs)
-    output = model.training_forward(
-        model.net, embedded, nobody.labels, block_memory(model, nobody)
-    )
+    output = model.training_forward(model.net, embedded, nobody.labels, block_memory(model, nobody))
     output.loss_sum.backward()
     assert output.loss_sum.item() == 0.0
     assert output.scores_BT.shape == (0, len(model.tasks))
@@ -212,12 +223,14 @@ def test_rows_of_somebody_else_are_refused(stage: str) -> None:
     model = small_model(stage)
     rows = rows_of_user(model.config.namespace, 1, 3)
     two = UserRows(np.array([1, 2]), np.array([0, 3, 3]), rows.rows)
+    ask = model.user_vector if isinstance(model, Retriever) else partial(_score_one, model)
     for given in (rows, two):
         with pytest.raises(ValueError, match="rows of user 2 alone, got rows of"):
-            if isinstance(model, Retriever):
-                model.user_vector(given, 2, NOW_MS)
-            else:
-                model.score(given, 2, make_items(1), NOW_MS)
+            ask(given, 2, NOW_MS)
+
+
+def _score_one(model: Ranker | Cascader, rows: UserRows, user_id: int, now_ms: int) -> np.ndarray:
+    return model.score(rows, user_id, make_items(1), now_ms)
 
 
 def test_a_batch_whose_users_were_not_fetched_is_refused() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sample_events import make_events, replaced
 
 from cache_actors.event_log.log import EventLog
 from marm.events import TASKS
 from marm.item_stats import PRIOR_STRENGTH
 from marm.metrics import auc, gauc
-from sample_events import make_events, replaced
 from train.floor import item_mean_floor, running_item_mean
 
 COLUMN = TASKS.index("long_view")

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from sample_events import make_events, replaced
 
 from marm.events import TASKS, EventBatch
 from marm.metrics import auc, gauc, log_loss
-from sample_events import make_events, replaced
 from train.metrics import Predictions, StreamingMetrics
 
 TWO_TASKS = ("long_view", "watch_time")
@@ -127,7 +127,5 @@ def test_the_evaluation_continues_from_a_checkpoint() -> None:
             metrics.add("ranking", events.take(part), scores[part])
     second.load_state(first.state())
     second.add("ranking", events.take(slice(120, 200)), scores[120:])
-    assert (
-        second.evaluation["ranking"].summarize() == unbroken.evaluation["ranking"].summarize()
-    )
+    assert second.evaluation["ranking"].summarize() == unbroken.evaluation["ranking"].summarize()
     assert len(second.evaluation["retrieval"]) == 0

@@ -253,6 +253,27 @@ def test_only_chosen_events_enter_the_sequence(log: EventLog) -> None:
     assert len(all_rows(memory).rows) == int(enters_sequence(make_events(), "long_view").sum())
 
 
+def test_following_learns_what_the_log_gains_and_publishes_it(log: EventLog) -> None:
+    config = replace(CONFIG, follow=True, idle_timeout_s=0.5)
+    later = replace(make_events(64, seed=1), timestamp_ms=make_events(64).timestamp_ms + 10**9)
+    published: list[int] = []
+    grown: list[int] = []
+    trainer = StreamTrainer(
+        config, InProcessMemory(NAMESPACE), log.reader(LogOffsets.start()), SingleWorker(), 0
+    )
+
+    def grow_at_the_end() -> None:
+        if trainer.events_seen == 600:
+            grown.append(log.append(later))
+
+    hooks = Hooks(lambda: None, lambda: published.append(trainer.events_seen), grow_at_the_end)
+    trainer.run(hooks)
+    assert len(grown) == 1
+    assert trainer.events_seen == 664
+    assert published[-1] == 664
+    assert trainer.offsets == log.end()
+
+
 def test_an_empty_log_trains_nothing(tmp_path: Path) -> None:
     trainer = train(CONFIG, InProcessMemory(NAMESPACE), EventLog(tmp_path))
     assert trainer.step == 0

@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from sample_events import small_config
 
 from marm.memory import Namespace
-from sample_events import small_config
 from train.config import TrainConfig, three_stages
 
 BASE = TrainConfig()
