@@ -78,9 +78,10 @@ class Retriever(StageModel):
         block_memory_BLD: Tensor | None = None,
     ) -> StepOutput:
         """See `StageModel.training_forward`; only positive events are queries of the softmax."""
-        user_BV, item_BV = net(embedded, block_memory_BLD)
+        user_BV, item_BV = (vectors.float() for vectors in net(embedded, block_memory_BLD))
         slots = self.item_slots(embedded.inputs)
-        logits = user_BV @ item_BV.T / TEMPERATURE
+        with torch.autocast(user_BV.device.type, enabled=False):  # half precision would make ties
+            logits = user_BV @ item_BV.T / TEMPERATURE
         own = logits.diagonal()
         corrected = logits - self.stats.log_frequency(slots)[None, :]
         # The positive item is no negative of itself, wherever else in the batch it occurs.

@@ -6,8 +6,10 @@ import os
 import socket
 from collections.abc import Iterator
 
-# Ray reads these when it is imported.
+# Ray and torch read these when they are imported.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Idle threads of torch spin, which on a machine with few cores slows everything else down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 

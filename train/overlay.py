@@ -48,18 +48,17 @@ class Overlay:
         self._pending = (*self._pending, save)[-self._max_pending :]
 
     def settle(self) -> None:
-        """Forget saves that are acknowledged: any fetch that starts now sees them.
+        """Forget the oldest saves, if acknowledged: any fetch that starts now sees them.
 
         Raises:
             Exception: whatever a finished save failed with.
         """
-        is_done = [save.ack.done() for save in self._pending]
-        for save, done in zip(self._pending, is_done, strict=True):
-            if done:
-                save.ack.wait()
-        self._pending = tuple(
-            save for save, done in zip(self._pending, is_done, strict=True) if not done
-        )
+        # Oldest first: a newer save of a row must not be forgotten while an older one is laid over.
+        num_done = 0
+        while num_done < len(self._pending) and self._pending[num_done].ack.done():
+            self._pending[num_done].ack.wait()
+            num_done += 1
+        self._pending = self._pending[num_done:]
 
     def flush(self) -> None:
         """Wait until every row is acknowledged.

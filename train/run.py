@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -54,6 +55,7 @@ def run_training(
         TrainingError: when the log is empty, or the run failed more often than allowed.
     """
     num_events = require_events(home, config)
+    _require_devices(config)
     progress_path = home.runs / f"{run_name}.progress.json"
     progress_path.unlink(missing_ok=True)
     request = RunRequest(
@@ -109,6 +111,16 @@ def require_events(home: Home, config: TrainConfig) -> int:
             "`marm world` first"
         )
     return num_events
+
+
+def _require_devices(config: TrainConfig) -> None:
+    """Ray Train would wait for ever for a GPU that the cluster does not have."""
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    if config.device == "cuda" and num_gpus < config.num_workers:
+        raise TrainingError(
+            f"device 'cuda' needs one GPU per worker: {config.num_workers} workers, but the "
+            f"cluster has {num_gpus:.0f} GPUs; lower num_workers, or train with device 'cpu'"
+        )
 
 
 def evaluation_start_ms(log: EventLog, num_events: int, fraction: float) -> int:

@@ -57,8 +57,8 @@ def random_ranker(seed: int, **settings_: object) -> Ranker:
     assert isinstance(model, Ranker)
     with torch.no_grad():
         for parameter in model.net.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        model.table.weight.mul_(10)
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.table.weight.mul_(4)
         model.stats.counts.uniform_(0, 9)
         model.stats.sums.copy_(model.stats.counts * torch.rand_like(model.stats.sums))
         model.stats.total_counts.fill_(100.0)

@@ -214,7 +214,7 @@ def test_rows_at_or_after_the_request_are_hidden(stage: str) -> None:
     now_ms = int(rows.rows["timestamp_ms"][3])
     past = UserRows(rows.user_ids, np.array([0, 3]), rows.rows[:3])
     np.testing.assert_allclose(
-        answer(model, rows, items, now_ms), answer(model, past, items, now_ms), atol=1e-6
+        answer(model, rows, items, now_ms), answer(model, past, items, now_ms), rtol=1e-4, atol=1e-5
     )
 
 
@@ -298,4 +298,4 @@ def test_simultaneous_events_of_a_batch_do_not_influence_each_other() -> None:
 
     together = scores(events)
     alone = np.concatenate([scores(events.take(slice(i, i + 1))) for i in range(6)])
-    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
