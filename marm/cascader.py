@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from marm.config import ModelConfig
 from marm.items import ItemFeatures
 from marm.memory import UserRows
-from marm.network import Embedded, SequenceNetwork
-from marm.ranker import check_single_user, stack_rows
-from marm.stage_model import Net, StageModel, StepOutput
+from marm.network import Embedded, SequenceNetwork, stack_rows
+from marm.supervised import SupervisedModel
 
 
 class CascaderNet(nn.Module):
@@ -43,26 +42,12 @@ class CascaderNet(nn.Module):
         return self.tower(features) + self.prior_scale * prior_B1, stack_rows(outputs)
 
 
-class Cascader(StageModel):
+class Cascader(SupervisedModel):
     """Predicts ``config.positive_task`` for (user, item) pairs, cheaply."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, (config.positive_task,), CascaderNet(config))
 
-    def training_forward(
-        self,
-        net: Net,
-        embedded: Embedded,
-        labels_B: NDArray[np.float32],
-        block_memory_BLD: Tensor | None = None,
-    ) -> StepOutput:
-        """See `StageModel.training_forward`."""
-        prior = self.item_prior(self.item_slots(embedded.inputs))
-        logits, rows = net(embedded, prior, block_memory_BLD)
-        loss = self.supervised_loss(logits, self.targets(labels_B))
-        return StepOutput(loss, self.probabilities(logits.detach()), rows.detach())
-
-    @torch.inference_mode()
     def score(
         self,
         rows: UserRows,
@@ -71,12 +56,5 @@ class Cascader(StageModel):
         now_ms: int,
         context_id: int = 0,
     ) -> NDArray[np.float32]:
-        """Probability of the positive task for all ``candidates`` in one pass, ``[M]``.
-
-        Raises:
-            ValueError: when ``rows`` is not of exactly this user.
-        """
-        check_single_user(rows, user_id)
-        inputs = self.inputs.for_candidates(rows, candidates, now_ms, context_id)
-        logits, _ = self.net(self.embed(inputs), self.item_prior(self.item_slots(inputs)))
-        return self.probabilities(logits)[:, 0]
+        """Probability of the positive task, ``[M]``; see `predict`."""
+        return self.predict(rows, user_id, candidates, now_ms, context_id)[:, 0]

@@ -131,3 +131,10 @@ class SequenceNetwork(nn.Module):
             torch.from_numpy(view.gap).to(device),
             None if user_row is None else torch.as_tensor(user_row).to(device),
         )
+
+
+def stack_rows(outputs: list[Tensor]) -> Tensor:
+    """y_1..y_L of ``[y_1, ..., y_{L+1}]`` as ``[B, L, D]``; L may be 0."""
+    if len(outputs) == 1:
+        return outputs[0].new_zeros((outputs[0].shape[0], 0, outputs[0].shape[1]))
+    return torch.stack(outputs[:-1], dim=1)

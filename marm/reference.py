@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from marm.attention import RecencyBias, TargetAttention
 from marm.events import BINARY_TASKS, WATCH_BUCKET_SHIFT, EventBatch, pack_feedback
-from marm.ranker import Ranker, RankerNet, stack_rows
+from marm.network import stack_rows
+from marm.ranker import Ranker, RankerNet
 from marm.sequence import distance_bucket, enters_sequence, gap_bucket
 
 

@@ -17,8 +17,7 @@ from marm.inputs import ModelInputs
 from marm.items import ItemFeatures
 from marm.memory import UserRows
 from marm.network import Embedded, SequenceNetwork, embed_items
-from marm.ranker import check_single_user
-from marm.stage_model import Net, StageModel, StepOutput
+from marm.stage_model import Net, StageModel, StepOutput, check_single_user
 
 TEMPERATURE = 0.1
 

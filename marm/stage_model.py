@@ -18,6 +18,7 @@ from marm.config import ModelConfig
 from marm.events import TASKS, WATCH_TIME
 from marm.inputs import InputBuilder, ModelInputs
 from marm.item_stats import ItemStats
+from marm.memory import UserRows
 from marm.network import Embedded, embed
 from marm.sparse import HashedTable
 
@@ -110,3 +111,12 @@ class StageModel(nn.Module, ABC):
             block_memory_BLD: vectors the ranking model computed for the batch's own events, for
                 models that read its memory; None for the model that writes it.
         """
+
+
+def check_single_user(rows: UserRows, user_id: int) -> None:
+    """Raise ValueError unless ``rows`` holds exactly the run of ``user_id``."""
+    if rows.user_ids.tolist() != [user_id]:
+        raise ValueError(
+            f"expected the rows of user {user_id} alone, got rows of {rows.user_ids.tolist()}; "
+            "fetch one user per request"
+        )

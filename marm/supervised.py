@@ -1,0 +1,52 @@
+"""Models that predict labels of (user, item) pairs: ranking and cascading."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from marm.items import ItemFeatures
+from marm.memory import UserRows
+from marm.network import Embedded
+from marm.stage_model import Net, StageModel, StepOutput, check_single_user
+
+
+class SupervisedModel(StageModel):
+    """A dense half that maps (embedded inputs, item prior) to logits ``[B, T]`` and rows."""
+
+    def training_forward(
+        self,
+        net: Net,
+        embedded: Embedded,
+        labels_B: NDArray[np.float32],
+        block_memory_BLD: Tensor | None = None,
+    ) -> StepOutput:
+        """See `StageModel.training_forward`."""
+        prior = self.item_prior(self.item_slots(embedded.inputs))
+        logits, rows = net(embedded, prior, block_memory_BLD)
+        loss = self.supervised_loss(logits, self.targets(labels_B))
+        return StepOutput(loss, self.probabilities(logits.detach()), rows.detach())
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        rows: UserRows,
+        user_id: int,
+        candidates: ItemFeatures,
+        now_ms: int,
+        context_id: int,
+    ) -> NDArray[np.float32]:
+        """Predictions for all ``candidates`` in one pass over one copy of the user's rows,
+        ``[M, T]``.
+
+        Equal to scoring them one by one: candidates attend to the history, never to each other.
+
+        Raises:
+            ValueError: when ``rows`` is not of exactly this user.
+        """
+        check_single_user(rows, user_id)
+        inputs = self.inputs.for_candidates(rows, candidates, now_ms, context_id)
+        logits, _ = self.net(self.embed(inputs), self.item_prior(self.item_slots(inputs)))
+        return self.probabilities(logits)
