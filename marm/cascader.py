@@ -25,7 +25,6 @@ class CascaderNet(nn.Module):
         self.sequence = SequenceNetwork(config)
         input_dim = config.attention_dim + 2 * config.feature_dim
         self.tower = nn.Sequential(
-            nn.LayerNorm(input_dim),
             nn.Linear(input_dim, config.expert_dim),
             nn.GELU(),
             nn.Linear(config.expert_dim, 1),

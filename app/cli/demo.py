@@ -58,7 +58,11 @@ def demo(
     with ray_session("local"):
         console.print("[bold]2. train[/]: Algorithm 1 fills the memory; three models are published")
         pool = start_pool(target, shards, RAY_NAMESPACE)
-        config = TrainConfig(models=three_stages(demo_model()), checkpoint_every_steps=400)
+        config = TrainConfig(
+            models=three_stages(demo_model()),
+            batch_size=128,  # a short log: more steps, with a smaller step in the tables
+            sparse_learning_rate=0.05,
+        )
         training = train_with_progress(target, config, "main")
         with MemoryClient(pool, config.namespace) as memory:
             held = [shard.held for shard in memory.stats().shards]
