@@ -22,7 +22,7 @@ check: $(STAMP)  ## Format, lint, types, import contracts, spelling.
 	$(BIN)/codespell $(shell git ls-files '*.py' '*.md' '*.yaml' '*.toml')
 
 serve: $(STAMP)  ## Serve what is in marm-home on http://127.0.0.1:8000.
-	$(BIN)/serve run serve_config.yaml
+	$(BIN)/marm serve serve_config.yaml
 
 train: $(STAMP)  ## Train on the log in marm-home.
 	$(BIN)/marm train --home $(HOME_DIR)

@@ -49,7 +49,11 @@ def try_serving(base_url: str, user_ids: list[int], requests_per_user: int = 5) 
 
 
 def feedback_changes_answer(client: httpx.Client, user_id: int) -> bool:
-    """Whether a watch that is posted changes the user's next answer, and nothing else does."""
+    """Whether a posted watch changes how the user's next answer scores the other items.
+
+    The watched item itself may well be hidden as seen, which proves nothing; that the row was read
+    shows in the scores of everything else. Asking twice without a watch must change nothing.
+    """
     before, again = _recommend(client, user_id), _recommend(client, user_id)
     if ranking_of(before) != ranking_of(again):
         raise DemoError(f"user {user_id} got two different answers though nothing happened between")
@@ -63,7 +67,15 @@ def feedback_changes_answer(client: httpx.Client, user_id: int) -> bool:
     response = client.post("/feedback", json=event)
     if response.status_code != httpx.codes.OK:
         raise DemoError(f"feedback was answered {response.status_code}: {response.text}")
-    return ranking_of(_recommend(client, user_id)) != ranking_of(before)
+    after = _recommend(client, user_id)
+    if after["stages"]["ranking"]["rows"]["raw"] <= before["stages"]["ranking"]["rows"]["raw"]:
+        return False
+    scores = {item["item_id"]: item["score"] for item in before["items"]}
+    return any(
+        item["score"] != scores[item["item_id"]]
+        for item in after["items"]
+        if item["item_id"] in scores and item["item_id"] != watched
+    )
 
 
 def ranking_of(answer: dict[str, Any]) -> list[int]:

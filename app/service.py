@@ -90,7 +90,7 @@ class Service:
             return await self._feedback.accept(events, arrived_ms)
         except Exception as error:
             raise UnavailableError(
-                f"the event log did not confirm ({type(error).__name__}: {error}); send the same "
+                f"the feedback was not confirmed ({type(error).__name__}: {error}); send the same "
                 "events again, with event ids nothing is counted twice"
             ) from error
 

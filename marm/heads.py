@@ -24,7 +24,9 @@ class MixtureOfExpertsHeads(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of ``inputs`` [B, input_dim]."""
-        experts = nn.functional.gelu(self.experts(inputs)).view(-1, self.num_experts, self.expert_dim)
+        experts = nn.functional.gelu(self.experts(inputs)).view(
+            -1, self.num_experts, self.expert_dim
+        )
         gates = torch.softmax(self.gates(inputs).view(-1, self.num_tasks, self.num_experts), dim=-1)
         mixed = torch.einsum("bte,bed->btd", gates, experts)
         return (mixed * self.tower_weight).sum(dim=-1) + self.tower_bias

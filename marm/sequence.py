@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from marm.addressing import mix64
 from marm.events import TASKS, EventBatch, pack_feedback
 from marm.memory import RAW_STEP, UserRows
 
@@ -68,11 +67,6 @@ def enters_sequence(events: EventBatch, sequence: str) -> NDArray[np.bool_]:
     if sequence == "all":
         return np.ones(len(events), np.bool_)
     return events.labels[:, TASKS.index(sequence)] > 0
-
-
-def block_order(events: EventBatch) -> NDArray[np.int64]:
-    """Permutation that sorts events by user, time and event key: the order rows are stored in."""
-    return np.lexsort((events.event_key, events.timestamp_ms, mix64(events.user_id)))
 
 
 def view_slab(slab: Slab, queries: Queries, newer_B: NDArray[np.int64], n: int) -> View:

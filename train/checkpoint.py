@@ -8,6 +8,7 @@ rows at or after the events it serves, so a replay changes nothing that was alre
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def save_checkpoint(trainer: StreamTrainer, directory: Path, offsets: LogOffsets
         "format": _FORMAT,
         "step": trainer.step,
         "events_seen": trainer.events_seen,
+        "published_step": trainer.published_step,
+        "evaluated": asdict(trainer.metrics.evaluated),
         "log_offsets": offsets.to_dict(),
         "memory_watermark": {"namespace": trainer.config.namespace.name, "step": trainer.step},
         "models": [model.to_dict() for model in trainer.config.models],
@@ -84,8 +87,10 @@ def load_checkpoint(trainer: StreamTrainer, directory: Path) -> None:
             directory / f"{learner.stage}.pt", map_location=learner.device, weights_only=True
         )
         learner.load_state(saved)
-    trainer.restore(state["step"], state["events_seen"])
-    if trainer.collective.rank == 0:
+    trainer.restore(state["step"], state["events_seen"], state["published_step"])
+    # A log that has grown is evaluated at its new end; predictions of another window do not mix.
+    same_window = state["evaluated"] == asdict(trainer.metrics.evaluated)
+    if trainer.collective.rank == 0 and same_window:
         _load_metrics(trainer, directory)
 
 

@@ -31,6 +31,8 @@ class TrainConfig:
         metrics_window: events between two log lines of running metrics.
         checkpoint_every_steps: steps between checkpoints.
         publish_every_steps: steps between published versions; 0 publishes at the end only.
+        publish_interval_s: longest time between published versions of a following run that never
+            catches up with the log; one that has caught up publishes at once.
         keep_versions: published versions to keep.
         max_failures: restarts after lost workers before giving up.
         follow: keep training when the end of the log is reached, as it grows.
@@ -51,7 +53,8 @@ class TrainConfig:
     metrics_window: int = 100_000
     checkpoint_every_steps: int = 2000
     publish_every_steps: int = 0
-    keep_versions: int = 3
+    publish_interval_s: float = 60.0
+    keep_versions: int = 10
     max_failures: int = 3
     follow: bool = False
     idle_timeout_s: float | None = None

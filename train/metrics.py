@@ -91,21 +91,36 @@ def _task_metrics(
     return metrics
 
 
+@dataclass(frozen=True)
+class EvaluationWindow:
+    """The events whose predictions are kept, by time; bounded, so that a run that follows a
+    growing log does not keep everything."""
+
+    from_ms: int
+    to_ms: int  # inclusive
+
+    def contains(self, timestamps_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the times are evaluated."""
+        return (timestamps_ms >= self.from_ms) & (timestamps_ms <= self.to_ms)
+
+
 class StreamingMetrics:
     """Predictions of all stages: a running window, and the evaluation part at the log's end.
 
     Memory grows with the evaluation part only: 8 bytes an event and 8 an event and task.
     """
 
-    def __init__(self, tasks_of_stage: dict[str, tuple[str, ...]], evaluate_from_ms: int) -> None:
-        self._tasks, self._evaluate_from_ms = tasks_of_stage, evaluate_from_ms
+    def __init__(
+        self, tasks_of_stage: dict[str, tuple[str, ...]], window: EvaluationWindow
+    ) -> None:
+        self._tasks, self.evaluated = tasks_of_stage, window
         self.evaluation = {stage: Predictions(tasks) for stage, tasks in tasks_of_stage.items()}
         self._window = {stage: Predictions(tasks) for stage, tasks in tasks_of_stage.items()}
 
     def add(self, stage: str, events: EventBatch, scores_BT: NDArray[np.float32]) -> None:
         """Add one stage's predictions of a batch."""
         self._window[stage].add(events, scores_BT)
-        evaluated = events.timestamp_ms >= self._evaluate_from_ms
+        evaluated = self.evaluated.contains(events.timestamp_ms)
         if evaluated.any():
             self.evaluation[stage].add(events.take(evaluated), scores_BT[evaluated])
 
@@ -122,8 +137,3 @@ class StreamingMetrics:
     def state(self) -> dict[str, Any]:
         """The evaluation part, for a checkpoint."""
         return {stage: part.arrays() for stage, part in self.evaluation.items()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; the running window starts empty."""
-        for stage, arrays in state.items():
-            self.evaluation[stage] = Predictions.from_arrays(self._tasks[stage], arrays)

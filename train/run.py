@@ -16,7 +16,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
+from train.checkpoint import CheckpointError, checkpoint_offsets
 from train.config import TrainConfig
+from train.metrics import EvaluationWindow
 from train.progress import Progress, read_progress
 from train.worker import RunRequest, train_worker
 
@@ -56,12 +58,13 @@ def run_training(
     """
     num_events = require_events(home, config)
     _require_devices(config)
+    _require_same_models(home.runs / run_name, config)
     progress_path = home.runs / f"{run_name}.progress.json"
     progress_path.unlink(missing_ok=True)
     request = RunRequest(
         home.path,
         config,
-        evaluation_start_ms(EventLog(home.log), num_events, config.evaluation_fraction),
+        evaluation_window(EventLog(home.log), num_events, config.evaluation_fraction),
         progress_path,
     )
     trainer = TorchTrainer(
@@ -113,6 +116,15 @@ def require_events(home: Home, config: TrainConfig) -> int:
     return num_events
 
 
+def _require_same_models(run_path: Path, config: TrainConfig) -> None:
+    """A run continues its checkpoints, so its models must be theirs; workers would only retry."""
+    for state in sorted(run_path.glob("checkpoint_*/state.json"))[-1:]:
+        try:
+            checkpoint_offsets(state.parent, config)
+        except CheckpointError as error:
+            raise TrainingError(str(error)) from error
+
+
 def _require_devices(config: TrainConfig) -> None:
     """Ray Train would wait for ever for a GPU that the cluster does not have."""
     num_gpus = ray.cluster_resources().get("GPU", 0)
@@ -123,16 +135,18 @@ def _require_devices(config: TrainConfig) -> None:
         )
 
 
-def evaluation_start_ms(log: EventLog, num_events: int, fraction: float) -> int:
-    """Timestamp from which the last ``fraction`` of the log's events counts for evaluation."""
+def evaluation_window(log: EventLog, num_events: int, fraction: float) -> EvaluationWindow:
+    """The times of the last ``fraction`` of the events that the log holds now."""
     wanted = round(num_events * fraction)
     if wanted == 0:
-        return int(np.iinfo(np.int64).max)
+        return EvaluationWindow(1, 0)  # nothing
     stamps = [batch.timestamp_ms for batch in log.read(LogOffsets.start(), max_events=_READ_EVENTS)]
     # Damaged segments count in the footers and are skipped here.
     readable = np.concatenate([np.empty(0, np.int64), *stamps])
+    if not len(readable):
+        return EvaluationWindow(1, 0)
     first = max(0, len(readable) - wanted)
-    return int(np.partition(readable, first)[first]) if len(readable) else 0
+    return EvaluationWindow(int(np.partition(readable, first)[first]), int(readable.max()))
 
 
 class _Watcher:

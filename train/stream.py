@@ -25,7 +25,7 @@ from train.batcher import Batcher, EventSource, MicroBatch
 from train.collective import Collective
 from train.config import TrainConfig
 from train.learner import Learner
-from train.metrics import StreamingMetrics
+from train.metrics import EvaluationWindow, StreamingMetrics
 from train.overlay import Overlay, PendingSave
 
 _IDLE_POLL_S = 0.2
@@ -59,12 +59,12 @@ class StreamTrainer:
         memory: Memory,
         source: EventSource,
         collective: Collective,
-        evaluate_from_ms: int,
+        evaluated: EvaluationWindow,
     ) -> None:
         self.config, self.collective = config, collective
         self.learners = [Learner(model, config, collective) for model in config.models]
         tasks = {learner.stage: learner.model.tasks for learner in self.learners}
-        self.metrics = StreamingMetrics(tasks, evaluate_from_ms)
+        self.metrics = StreamingMetrics(tasks, evaluated)
         self.step = 0
         self.events_seen = 0
         self.offsets = source.offsets
@@ -72,7 +72,7 @@ class StreamTrainer:
         self._memory = memory
         self._batcher = Batcher(source, config.batch_size)
         self._overlay = Overlay()
-        self._last_checkpoint_step = self._last_publish_step = 0
+        self._last_checkpoint_step = self.published_step = 0
         self._last_publish_s = time.monotonic()
 
     def run(self, hooks: Hooks) -> None:
@@ -89,7 +89,7 @@ class StreamTrainer:
                     prepared = self._train_step(batch, header, executor)
                     self._after_step(header, hooks)
                     continue
-                if header.is_publish_due and self.step > self._last_publish_step:
+                if header.is_publish_due and self.step > self.published_step:
                     self._publish(hooks)
                     self._checkpoint(hooks)
                 if header.is_over:
@@ -97,17 +97,17 @@ class StreamTrainer:
                 time.sleep(_IDLE_POLL_S)
                 prepared = executor.submit(self._prepare)
         self.flush()
-        if self.step > self._last_publish_step:
+        if self.step > self.published_step:
             self._publish(hooks)
 
     def flush(self) -> None:
         """Wait until every computed row is acknowledged by the memory."""
         self._overlay.flush()
 
-    def restore(self, step: int, events_seen: int) -> None:
+    def restore(self, step: int, events_seen: int, published_step: int) -> None:
         """Continue counting from a checkpoint; learners and metrics are loaded by the caller."""
-        self.step = self._last_checkpoint_step = self._last_publish_step = step
-        self.events_seen = events_seen
+        self.step = self._last_checkpoint_step = step
+        self.events_seen, self.published_step = events_seen, published_step
 
     def _prepare(self) -> Prepared:
         micro_batch = self._batcher.next()
@@ -174,21 +174,26 @@ class StreamTrainer:
         is_first = self.collective.rank == 0
         timeout = self.config.idle_timeout_s
         timed_out = timeout is not None and now - idle_since > timeout
-        publish_due = now - self._last_publish_s > _PUBLISH_WHEN_CAUGHT_UP_S or timed_out
+        since_publish_s = now - self._last_publish_s
+        publish_due = since_publish_s > _PUBLISH_WHEN_CAUGHT_UP_S or timed_out
+        interval_over = self.config.follow and since_publish_s > self.config.publish_interval_s
         values = [
             len(batch.events),
             batch.resume is None,
             is_first and publish_due,
             is_first and (timed_out or not self.config.follow),
+            is_first and interval_over,
             *(learner.model.num_labels(batch.events.labels) for learner in self.learners),
         ]
         total = self.collective.sum(torch.tensor(values, dtype=torch.int64)).tolist()
-        return _Header(total[0], total[1] == 0, total[2] > 0, total[3] > 0, total[4:])
+        flags = [count > 0 for count in total[1:5]]
+        return _Header(total[0], not flags[0], flags[1], flags[2], flags[3], total[5:])
 
     def _after_step(self, header: _Header, hooks: Hooks) -> None:
         hooks.progress()
         every = self.config.publish_every_steps
-        if every and self.step - self._last_publish_step >= every:
+        is_step_due = every > 0 and self.step - self.published_step >= every
+        if is_step_due or header.is_interval_over:
             self._publish(hooks)
         is_due = self.step - self._last_checkpoint_step >= self.config.checkpoint_every_steps
         if is_due and header.is_resumable:
@@ -197,7 +202,7 @@ class StreamTrainer:
     def _publish(self, hooks: Hooks) -> None:
         self.flush()
         hooks.publish()
-        self._last_publish_step, self._last_publish_s = self.step, time.monotonic()
+        self.published_step, self._last_publish_s = self.step, time.monotonic()
 
     def _checkpoint(self, hooks: Hooks) -> None:
         # A checkpoint implies that every row before its offsets is acknowledged.
@@ -210,8 +215,9 @@ class StreamTrainer:
 class _Header:
     num_events: int
     is_resumable: bool  # no worker is inside a split read
-    is_publish_due: bool
+    is_publish_due: bool  # if there is nothing to learn just now
     is_over: bool
+    is_interval_over: bool  # publish although there is more to learn
     num_labels: list[int]
 
 

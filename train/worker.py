@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from marm.addressing import NUM_BUCKETS
 from train.checkpoint import checkpoint_offsets, load_checkpoint, save_checkpoint
 from train.collective import Collective, DistributedWorkers, SingleWorker
 from train.config import TrainConfig
+from train.metrics import EvaluationWindow
 from train.progress import Progress, write_progress
 from train.publish import publish_versions
 from train.stream import Hooks, StreamTrainer
@@ -34,7 +35,7 @@ class RunRequest:
 
     home: Path
     config: TrainConfig
-    evaluate_from_ms: int
+    evaluated: EvaluationWindow
     progress_path: Path
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class RunRequest:
         return {
             "home": str(self.home),
             "config": self.config.to_dict(),
-            "evaluate_from_ms": self.evaluate_from_ms,
+            "evaluated": asdict(self.evaluated),
             "progress_path": str(self.progress_path),
         }
 
@@ -52,7 +53,7 @@ class RunRequest:
         return RunRequest(
             Path(values["home"]),
             TrainConfig.from_dict(values["config"]),
-            values["evaluate_from_ms"],
+            EvaluationWindow(**values["evaluated"]),
             Path(values["progress_path"]),
         )
 
@@ -81,7 +82,7 @@ def _run(request: RunRequest, collective: Collective, resume_from: Path | None) 
         offsets = checkpoint_offsets(resume_from, config)
     reader = EventLog(home.log).reader(offsets, owned)
     with MemoryClient(connect_pool(home), config.namespace) as memory:
-        trainer = StreamTrainer(config, memory, reader, collective, request.evaluate_from_ms)
+        trainer = StreamTrainer(config, memory, reader, collective, request.evaluated)
         if resume_from is not None:
             load_checkpoint(trainer, resume_from)
         reporter = _Reporter(request, trainer, home, owned)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from ray import serve
 from app.args import AppArgs
 from app.build import build_app
 from app.cli.options import DEFAULT_HOME, HomeOption, ShardsOption
-from app.cli.session import RAY_NAMESPACE, console, ray_session
+from app.cli.session import RAY_NAMESPACE, console, ray_session, to_json
 from app.cli.train import train_with_progress
 from app.cli.world import simulate
 from app.demo import ServingReport, try_serving
@@ -22,11 +21,10 @@ from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
 from cache_actors.pool import start_pool, stop_pool
 from marm.config import ModelConfig
-from marm.memory import Namespace
 from train.config import TrainConfig, three_stages
 from train.data.world_config import WorldConfig
 from train.floor import item_mean_floor
-from train.run import TrainingResult, evaluation_start_ms
+from train.run import TrainingResult, evaluation_window
 
 _DEMO_TASK = "long_view"
 _APP = "marm"
@@ -59,7 +57,7 @@ def demo(
         console.print("[bold]2. train[/]: Algorithm 1 fills the memory; three models are published")
         pool = start_pool(target, shards, RAY_NAMESPACE)
         config = TrainConfig(
-            models=three_stages(demo_model()),
+            models=three_stages(ModelConfig()),
             batch_size=128,  # a short log: more steps, with a smaller step in the tables
             sparse_learning_rate=0.05,
         )
@@ -72,10 +70,10 @@ def demo(
         report = serve_and_ask(target, port)
         stop_pool(pool)
     log = EventLog(target.log)
-    evaluate_from = evaluation_start_ms(log, events, config.evaluation_fraction)
-    floor = item_mean_floor(log, _DEMO_TASK, evaluate_from)
+    window = evaluation_window(log, events, config.evaluation_fraction)
+    floor = item_mean_floor(log, _DEMO_TASK, window.from_ms)
     rows = sum(part.rows for part in held if part is not None)
-    typer.echo(json.dumps(demo_summary(training, report, floor["gauc"], rows)))
+    typer.echo(to_json(demo_summary(training, report, floor["gauc"], rows)))
 
 
 _MARKER = ".marm-demo"
@@ -103,12 +101,6 @@ def clear_demo(home: Home) -> None:
             "--home"
         )
     shutil.rmtree(home.path)
-
-
-def demo_model() -> ModelConfig:
-    """A small ranking model with every task."""
-    namespace = Namespace(depth=2, dim=32)
-    return ModelConfig(namespace=namespace, depth=2, history_length=50, num_slots=1 << 16)
 
 
 def serve_and_ask(home: Home, port: int) -> ServingReport:

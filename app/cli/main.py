@@ -15,6 +15,7 @@ from app.cli.serve import serve_command
 from app.cli.session import console
 from app.cli.train import train_command
 from app.cli.world import world_command
+from app.demo import DemoError
 from cache_actors.registry import ModelRegistryError
 from cache_actors.shard_link import MemoryUnavailable
 from train.run import TrainingError
@@ -41,6 +42,7 @@ def cli() -> None:
         ValueError,
         OSError,
         TrainingError,
+        DemoError,
         ModelRegistryError,
         MemoryUnavailable,
     ) as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOption
-from app.cli.session import RAY_NAMESPACE, console, progress_bar, ray_session
+from app.cli.session import RAY_NAMESPACE, console, progress_bar, ray_session, to_json
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
 from cache_actors.pool import start_pool
@@ -87,7 +86,7 @@ def train_command(
     with ray_session(address):
         start_pool(target, shards, RAY_NAMESPACE)
         result = train_with_progress(target, config, run)
-    typer.echo(json.dumps(asdict(result)))
+    typer.echo(to_json(asdict(result)))
 
 
 def train_with_progress(home: Home, config: TrainConfig, run_name: str) -> TrainingResult:

@@ -42,7 +42,8 @@ from train.collective import SingleWorker
 from train.config import TrainConfig
 from train.data.ingest import ingest
 from train.floor import item_mean_floor
-from train.run import TrainingResult, evaluation_start_ms, run_training
+from train.metrics import EvaluationWindow
+from train.run import TrainingResult, evaluation_window, run_training
 from train.stream import Hooks, StreamTrainer
 
 TASK = "long_view"
@@ -146,7 +147,9 @@ class SliceTrainer:
         log = EventLog(home.log)
         reader = log.reader(LogOffsets.start())
         self._source = LimitedSource(reader)
-        self._trainer = StreamTrainer(config, memory, self._source, SingleWorker(), 0)
+        self._trainer = StreamTrainer(
+            config, memory, self._source, SingleWorker(), EvaluationWindow(1, 0)
+        )
         self._slice_events = slice_events
 
     def train_slice(self) -> float:
@@ -181,9 +184,8 @@ def report(
 ) -> None:
     log = EventLog(home.log)
     num_events = log.num_events()
-    floor = item_mean_floor(
-        log, TASK, evaluation_start_ms(log, num_events, config.evaluation_fraction)
-    )
+    window = evaluation_window(log, num_events, config.evaluation_fraction)
+    floor = item_mean_floor(log, TASK, window.from_ms)
     metrics = result.evaluation["ranking"][TASK]
     line = {
         "auc": round(metrics["auc"], 4),

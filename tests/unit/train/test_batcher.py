@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
 from marm.events import TASKS, EventBatch
-from train.batcher import Batcher, first_late_event
+from train.batcher import Batcher
 
 
 def events_at(pairs: list[tuple[int, int]]) -> EventBatch:
@@ -29,11 +30,34 @@ def events_at(pairs: list[tuple[int, int]]) -> EventBatch:
     )
 
 
-def test_first_late_event() -> None:
-    assert first_late_event(events_at([])) == 0
-    assert first_late_event(events_at([(1, 5), (2, 3), (1, 5), (2, 4)])) == 4
-    assert first_late_event(events_at([(1, 5), (2, 9), (1, 6), (2, 8), (1, 2)])) == 3
-    assert first_late_event(events_at([(1, 5), (2, 3), (1, 4)])) == 2
+def cuts(tmp_path: Path, *reads: list[tuple[int, int]], keys: list[int] | None = None) -> list:
+    """Timestamps of the micro-batches over one append per read."""
+    log = EventLog(tmp_path)
+    for pairs in reads:
+        events = events_at(pairs)
+        if keys is not None:
+            events = replace(events, event_key=np.array(keys, np.uint64))
+        log.append(events)
+    batcher, found = Batcher(log.reader(LogOffsets.start()), 100), []
+    while (batch := batcher.next()) is not None:
+        found.append(batch.events.timestamp_ms.tolist())
+    return found
+
+
+def test_events_in_order_are_one_batch(tmp_path: Path) -> None:
+    assert cuts(tmp_path, [(1, 5), (2, 6), (1, 6), (1, 7)]) == [[5, 6, 6, 7]]
+
+
+def test_a_late_event_is_the_only_one_of_its_user(tmp_path: Path) -> None:
+    assert cuts(tmp_path, [(1, 10), (1, 20), (1, 30)], [(1, 5), (2, 6), (1, 40)]) == [
+        [10, 20, 30],
+        [5, 6],
+        [40],
+    ]
+
+
+def test_a_repeated_report_starts_the_next_batch(tmp_path: Path) -> None:
+    assert cuts(tmp_path, [(1, 10), (1, 10), (1, 20)], keys=[7, 7, 8]) == [[10], [10, 20]]
 
 
 def test_a_late_event_starts_the_next_batch(tmp_path: Path) -> None:

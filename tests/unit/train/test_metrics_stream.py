@@ -10,7 +10,7 @@ from sample_events import make_events, replaced
 
 from marm.events import TASKS, EventBatch
 from marm.metrics import auc, gauc, log_loss
-from train.metrics import Predictions, StreamingMetrics
+from train.metrics import EvaluationWindow, Predictions, StreamingMetrics
 
 TWO_TASKS = ("long_view", "watch_time")
 
@@ -104,7 +104,9 @@ def test_arrays_survive_a_round_trip_also_when_empty() -> None:
 
 def test_the_window_holds_everything_and_the_evaluation_the_end_of_the_log() -> None:
     events, scores = sample()
-    metrics = StreamingMetrics({"ranking": TWO_TASKS}, int(events.timestamp_ms[150]))
+    metrics = StreamingMetrics(
+        {"ranking": TWO_TASKS}, EvaluationWindow(int(events.timestamp_ms[150]), 1 << 62)
+    )
     for part in np.split(np.arange(200), [30, 160]):
         metrics.add("ranking", events.take(part), scores[part])
     assert metrics.window_events() == 200
@@ -118,14 +120,9 @@ def test_the_window_holds_everything_and_the_evaluation_the_end_of_the_log() -> 
     assert len(metrics.evaluation["ranking"]) == 50
 
 
-def test_the_evaluation_continues_from_a_checkpoint() -> None:
+def test_the_evaluation_ends_with_its_window() -> None:
     events, scores = sample()
-    stages = {"ranking": TWO_TASKS, "retrieval": ("long_view",)}
-    unbroken, first, second = (StreamingMetrics(stages, 0) for _ in range(3))
-    for part, parts in ((slice(0, 120), (unbroken, first)), (slice(120, 200), (unbroken,))):
-        for metrics in parts:
-            metrics.add("ranking", events.take(part), scores[part])
-    second.load_state(first.state())
-    second.add("ranking", events.take(slice(120, 200)), scores[120:])
-    assert second.evaluation["ranking"].summarize() == unbroken.evaluation["ranking"].summarize()
-    assert len(second.evaluation["retrieval"]) == 0
+    window = EvaluationWindow(int(events.timestamp_ms[20]), int(events.timestamp_ms[99]))
+    metrics = StreamingMetrics({"ranking": TWO_TASKS}, window)
+    metrics.add("ranking", events, scores)
+    assert len(metrics.evaluation["ranking"]) == 80

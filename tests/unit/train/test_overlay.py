@@ -95,3 +95,19 @@ def test_flush_waits_for_everything_and_add_bounds_what_is_pending() -> None:
     assert [ack.done() for ack in acks] == [True, True, True, False, False]
     overlay.flush()
     assert len(memory.fetch(np.array([1]), 10).rows) == 5
+
+
+def test_an_update_keeps_what_was_known_before() -> None:
+    """A pending second report of an event is laid over the first as the store would merge it."""
+    memory, expected = InProcessMemory(NAMESPACE), InProcessMemory(NAMESPACE)
+    first, second = make_rows([5, 9], 1), make_rows([5], 2)
+    first["feedback"], second["feedback"] = [0b0000001, 0b0000010], [0b0000100]
+    users = np.array([1, 1])
+    for store in (memory, expected):
+        store.save(users, first)
+    expected.save(users[:1], second)
+    overlay = Overlay()
+    overlay.add(PendingSave(users[:1], second, ManualAck(lambda: None)))
+    before_ms = np.array([100])
+    merged = overlay.merge(memory.fetch(np.array([1]), 10), 10, before_ms)
+    assert merged.rows.tobytes() == expected.fetch(np.array([1]), 10).rows.tobytes()

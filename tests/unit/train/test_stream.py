@@ -22,6 +22,7 @@ from marm.sequence import enters_sequence
 from train.checkpoint import CheckpointError, checkpoint_offsets, load_checkpoint, save_checkpoint
 from train.collective import DistributedWorkers, SingleWorker
 from train.config import TrainConfig, three_stages
+from train.metrics import EvaluationWindow
 from train.stream import Hooks, StreamTrainer
 
 NAMESPACE = Namespace(depth=2, dim=8, dtype="float32")
@@ -36,6 +37,7 @@ RANKING = ModelConfig(
     expert_dim=8,
     output_dim=8,
 )
+EVERYTHING = EvaluationWindow(0, 1 << 62)
 CONFIG = TrainConfig(models=three_stages(RANKING), batch_size=32, checkpoint_every_steps=4)
 
 
@@ -119,7 +121,9 @@ def no_hooks() -> Hooks:
 def train(
     config: TrainConfig, memory: InProcessMemory, log: EventLog, hooks: Hooks | None = None
 ) -> StreamTrainer:
-    trainer = StreamTrainer(config, memory, log.reader(LogOffsets.start()), SingleWorker(), 0)
+    trainer = StreamTrainer(
+        config, memory, log.reader(LogOffsets.start()), SingleWorker(), EVERYTHING
+    )
     trainer.run(hooks or no_hooks())
     return trainer
 
@@ -191,7 +195,9 @@ def test_resuming_after_a_crash_equals_an_unbroken_run(log: EventLog, tmp_path: 
         pass
 
     checkpoints: list[Path] = []
-    first = StreamTrainer(CONFIG, memory, log.reader(LogOffsets.start()), SingleWorker(), 0)
+    first = StreamTrainer(
+        CONFIG, memory, log.reader(LogOffsets.start()), SingleWorker(), EVERYTHING
+    )
 
     def checkpoint() -> None:
         directory = tmp_path / f"checkpoint-{first.step}"
@@ -208,7 +214,7 @@ def test_resuming_after_a_crash_equals_an_unbroken_run(log: EventLog, tmp_path: 
     assert [path.name for path in checkpoints] == ["checkpoint-4", "checkpoint-8"]
 
     offsets = checkpoint_offsets(checkpoints[-1], CONFIG)
-    second = StreamTrainer(CONFIG, memory, log.reader(offsets), SingleWorker(), 0)
+    second = StreamTrainer(CONFIG, memory, log.reader(offsets), SingleWorker(), EVERYTHING)
     load_checkpoint(second, checkpoints[-1])
     second.run(no_hooks())
     assert second.step == unbroken.step
@@ -259,7 +265,7 @@ def test_following_learns_what_the_log_gains_and_publishes_it(log: EventLog) -> 
     published: list[int] = []
     grown: list[int] = []
     trainer = StreamTrainer(
-        config, InProcessMemory(NAMESPACE), log.reader(LogOffsets.start()), SingleWorker(), 0
+        config, InProcessMemory(NAMESPACE), log.reader(LogOffsets.start()), SingleWorker(), EVERYTHING
     )
 
     def grow_at_the_end() -> None:
@@ -272,6 +278,28 @@ def test_following_learns_what_the_log_gains_and_publishes_it(log: EventLog) -> 
     assert trainer.events_seen == 664
     assert published[-1] == 664
     assert trainer.offsets == log.end()
+
+
+def test_late_events_see_what_they_would_one_by_one(tmp_path: Path) -> None:
+    """However they are batched: the rows of late and repeated events, and of those after them."""
+    log = EventLog(tmp_path)
+    events = make_events(60)
+    order = np.random.default_rng(3).permutation(60)
+    log.append(events.take(np.arange(60) % 2 == 0))
+    log.append(events.take(np.sort(order[:30])))  # older and repeated events, in time order
+    frozen = replace(CONFIG, dense_learning_rate=1e-12, sparse_learning_rate=1e-12)
+    memories = []
+    for batch_size in (1, 32):
+        memory = InProcessMemory(NAMESPACE)
+        models = (CONFIG.models[0],)
+        train(replace(frozen, models=models, batch_size=batch_size), memory, log)
+        memories.append(all_rows(memory))
+    one_by_one, batched = memories
+    assert one_by_one.offsets.tolist() == batched.offsets.tolist()
+    np.testing.assert_array_equal(one_by_one.rows["event_key"], batched.rows["event_key"])
+    np.testing.assert_allclose(
+        one_by_one.rows["memory"], batched.rows["memory"], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_an_empty_log_trains_nothing(tmp_path: Path) -> None:
@@ -289,7 +317,7 @@ def _distributed_worker(rank: int, world: int, log_path: str, out_path: str, por
     memory = InProcessMemory(NAMESPACE)  # users never cross workers, so each has its own rows
     reader = EventLog(Path(log_path)).reader(LogOffsets.start(), owned)
     collective = DistributedWorkers(torch.device("cpu"))
-    trainer = StreamTrainer(config, memory, reader, collective, 0)
+    trainer = StreamTrainer(config, memory, reader, collective, EVERYTHING)
     trainer.run(no_hooks())
     torch.save((trainer.events_seen, weights(trainer)), f"{out_path}/rank-{rank}.pt")
     torch.distributed.destroy_process_group()
