@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml  # type: ignore[import-untyped]
 
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOption
 from app.cli.session import RAY_NAMESPACE, console, progress_bar, ray_session, to_json
@@ -51,6 +53,10 @@ def train_command(
     follow: Annotated[
         bool, typer.Option("--follow", help="Keep training as the log grows.")
     ] = False,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="YAML of all settings (TrainConfig), instead of the above."),
+    ] = None,
     shards: ShardsOption = None,
     address: AddressOption = None,
 ) -> None:
@@ -80,6 +86,8 @@ def train_command(
         publish_every_steps=publish_every,
         follow=follow,
     )
+    if config_file is not None:
+        config = read_config(config_file)
     target = Home(home)
     require_events(target, config)  # before anything is started or made
     target.create()
@@ -87,6 +95,22 @@ def train_command(
         start_pool(target, shards, RAY_NAMESPACE)
         result = train_with_progress(target, config, run)
     typer.echo(to_json(asdict(result)))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The settings in a YAML file, with the names of `TrainConfig` and `ModelConfig`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must be a mapping of training settings, got {values!r}")
+    try:
+        return TrainConfig.from_dict(values)
+    except TypeError as error:
+        raise ValueError(f"{path} has a setting of the wrong type: {error}") from error
 
 
 def train_with_progress(home: Home, config: TrainConfig, run_name: str) -> TrainingResult:

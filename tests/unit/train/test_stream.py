@@ -265,7 +265,11 @@ def test_following_learns_what_the_log_gains_and_publishes_it(log: EventLog) -> 
     published: list[int] = []
     grown: list[int] = []
     trainer = StreamTrainer(
-        config, InProcessMemory(NAMESPACE), log.reader(LogOffsets.start()), SingleWorker(), EVERYTHING
+        config,
+        InProcessMemory(NAMESPACE),
+        log.reader(LogOffsets.start()),
+        SingleWorker(),
+        EVERYTHING,
     )
 
     def grow_at_the_end() -> None:
