@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from app.cli.demo import demo_model, demo_summary, free_port
+from app.cli.demo import demo_summary, free_port
 from app.cli.main import cli, cli_app
 from app.cli.memory import published_namespaces
 from app.cli.train import headline, split_names
@@ -143,6 +143,5 @@ def test_the_last_line_of_the_demo_is_json() -> None:
     }
 
 
-def test_the_demo_has_a_model_and_a_port() -> None:
-    assert demo_model().stage == "ranking"
+def test_the_demo_finds_a_port() -> None:
     assert 0 < free_port() < 65536

@@ -12,7 +12,6 @@ from marm.sequence import (
     NUM_GAP_BUCKETS,
     Queries,
     Slab,
-    block_order,
     distance_bucket,
     enters_sequence,
     gap_bucket,
@@ -113,17 +112,6 @@ def test_what_enters_the_sequence() -> None:
     assert enters_sequence(events, "all").tolist() == [True, True, True]
     assert enters_sequence(events, "like").tolist() == [True, False, False]
     assert enters_sequence(events, "click").tolist() == [False, False, False]
-
-
-def test_block_order_is_storage_order() -> None:
-    events = make_events(60, num_users=4)
-    events = replaced(events, timestamp_ms=events.timestamp_ms // 5000)
-    ordered = events.take(block_order(events))
-    for user in np.unique(events.user_id):
-        own = np.flatnonzero(ordered.user_id == user)
-        assert (np.diff(own) == 1).all()  # users are contiguous
-        pairs = list(zip(ordered.timestamp_ms[own], ordered.event_key[own], strict=True))
-        assert pairs == sorted(pairs)
 
 
 def test_distance_buckets() -> None:
