@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -238,25 +239,26 @@ def test_threads_read_whole_saves_while_one_writes(tmp_path: Path) -> None:
     store = LmdbMemory(tmp_path, NAMESPACE, map_size_bytes=1 << 16)
     users = np.arange(8)
     store.save(*make_rows(8, 30, step=0))
+    num_saves, num_readers = 14, 2
+    # A few reads are let go beside every save: readers that spin would starve the writer.
+    turns = threading.Semaphore(0)
 
     def write() -> None:
-        for step in range(1, 15):  # rewrites every row, and grows the map on the way
+        for step in range(1, num_saves + 1):  # rewrites every row, and grows the map on the way
             user_ids, rows = make_rows(8, 30, step=step)
             extra_ids, extra = make_rows(8, 5, start_ms=1000 * step, step=RAW_STEP)
+            turns.release(2 * num_readers)
             store.save(np.concatenate([user_ids, extra_ids]), np.concatenate([rows, extra]))
 
-    def read(until: object) -> int:
-        reads = 0
-        while not until.done():  # type: ignore[attr-defined]
+    def read() -> None:
+        for _ in range(2 * num_saves):
+            assert turns.acquire(timeout=120)
             found = store.fetch(users, 30, np.full(8, 240))
             assert len(set(found.rows["written_step"].tolist())) == 1
             assert found.counts.tolist() == [30] * 8
-            reads += 1
-        return reads
 
-    with ThreadPoolExecutor(3) as pool:
-        writing = pool.submit(write)
-        reading = [pool.submit(read, writing) for _ in range(2)]
-        assert all(future.result(120) > 0 for future in reading)
-        writing.result(120)
+    with ThreadPoolExecutor(num_readers + 1) as pool:
+        running = [pool.submit(write), *(pool.submit(read) for _ in range(num_readers))]
+        for future in running:
+            future.result()
     store.close()
