@@ -100,3 +100,15 @@ def merge_feedback(old: NDArray[np.uint32], new: NDArray[np.uint32]) -> NDArray[
     low_mask = np.uint32((1 << WATCH_BUCKET_SHIFT) - 1)
     watch = np.maximum(old >> np.uint32(WATCH_BUCKET_SHIFT), new >> np.uint32(WATCH_BUCKET_SHIFT))
     return ((old | new) & low_mask) | (watch << np.uint32(WATCH_BUCKET_SHIFT))
+
+
+def merge_feedback_runs(
+    feedback: NDArray[np.uint32], starts: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """`merge_feedback` over whole runs of reports of one event each; ``starts`` are where the runs
+    begin."""
+    shift = np.uint32(WATCH_BUCKET_SHIFT)
+    low_mask = np.uint32((1 << WATCH_BUCKET_SHIFT) - 1)
+    signals = np.bitwise_or.reduceat(feedback & low_mask, starts)
+    watch = np.maximum.reduceat(feedback >> shift, starts)
+    return signals | (watch << shift)

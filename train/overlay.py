@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from marm.events import WATCH_BUCKET_SHIFT
+from marm.events import merge_feedback_runs
 from marm.memory import Ack, UserRows
 
 
@@ -103,7 +103,7 @@ def _newest(
         (np.diff(user) != 0) | (np.diff(stamp) != 0) | (key[1:] != key[:-1]), True
     )
     starts = np.flatnonzero(np.append(True, is_latest[:-1]))
-    feedback = merge_runs(rows["feedback"][order], starts)
+    feedback = merge_feedback_runs(rows["feedback"][order], starts)
     order, user = order[is_latest], user[is_latest]
     counts = np.bincount(user, minlength=num_users)
     ends = np.cumsum(counts)
@@ -112,12 +112,3 @@ def _newest(
     newest = rows[order[is_newest]]
     newest["feedback"] = feedback[is_newest]
     return UserRows(fetched.user_ids, offsets, newest)
-
-
-def merge_runs(feedback: NDArray[np.uint32], starts: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """`merge_feedback` over runs of reports of one event; ``starts`` are where runs begin."""
-    shift = np.uint32(WATCH_BUCKET_SHIFT)
-    low_mask = np.uint32((1 << WATCH_BUCKET_SHIFT) - 1)
-    signals = np.bitwise_or.reduceat(feedback & low_mask, starts)
-    watch = np.maximum.reduceat(feedback >> shift, starts)
-    return signals | (watch << shift)

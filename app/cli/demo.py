@@ -10,9 +10,9 @@ import typer
 from ray import serve
 
 from app.args import AppArgs
-from app.build import build_app
+from app.build import RAY_NAMESPACE, build_app
 from app.cli.options import DEFAULT_HOME, HomeOption, ShardsOption
-from app.cli.session import RAY_NAMESPACE, console, ray_session, to_json
+from app.cli.session import console, ray_session, to_json
 from app.cli.train import train_with_progress
 from app.cli.world import simulate
 from app.demo import ServingReport, try_serving

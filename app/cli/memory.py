@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import typer
 
+from app.build import RAY_NAMESPACE
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption
-from app.cli.session import RAY_NAMESPACE, ray_session
+from app.cli.session import ray_session
 from cache_actors.client import MemoryClient
 from cache_actors.home import Home
 from cache_actors.pool import start_pool

@@ -22,7 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-RAY_NAMESPACE = "marm"
+from app.build import RAY_NAMESPACE
 
 console = Console(stderr=True)
 """People read this; results meant for programs go to standard output."""

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 import yaml  # type: ignore[import-untyped]
 
+from app.build import RAY_NAMESPACE
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOption
-from app.cli.session import RAY_NAMESPACE, console, progress_bar, ray_session, to_json
+from app.cli.session import console, progress_bar, ray_session, to_json
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
 from cache_actors.pool import start_pool
