@@ -12,8 +12,8 @@ from ray.serve import Application
 from app.args import AppArgs, deployment_name
 from app.ingress import Ingress
 from cache_actors.home import Home
-from cache_actors.pool import start_pool
-from cache_actors.shard_link import PoolInfo
+from cache_actors.pool.lifecycle import start_pool
+from cache_actors.pool.shard_link import PoolInfo
 from stages.deployments import StageSpec, stage_deployment
 from stages.request import STAGES, StageName
 

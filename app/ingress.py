@@ -16,10 +16,10 @@ from app.background import BackgroundState
 from app.feedback import FeedbackService
 from app.log_sink import LogSink
 from app.service import Service
-from cache_actors.client import MemoryClient
+from cache_actors.pool.client import MemoryClient
 from cache_actors.home import Home
 from cache_actors.log_writer import connect_log_writer
-from cache_actors.shard_link import PoolInfo
+from cache_actors.pool.shard_link import PoolInfo
 from marm.memory import Namespace
 from stages.graph import StageCall, StageGraph
 from stages.pool_memory import PoolMemory

@@ -59,7 +59,11 @@ class Namespace:
 
     @property
     def row_dtype(self) -> np.dtype:
-        """Layout of one stored row; ``memory`` is ``[L, D]`` and holds y_1..y_L of Eq. (6)."""
+        """Layout of one row; ``memory`` is ``[L, D]`` and holds y_1..y_L of Eq. (6).
+
+        ``written_step`` and ``written_s`` are the training step and the Unix time in seconds that
+        computed it: what staleness is measured by.
+        """
         return np.dtype(
             [
                 ("event_key", np.uint64),
@@ -69,7 +73,8 @@ class Namespace:
                 ("tag_id", np.int64),
                 ("context_id", np.int32),
                 ("feedback", np.uint32),
-                ("written_step", np.int64),
+                ("written_step", np.int32),
+                ("written_s", np.uint32),
                 ("memory", np.dtype(self.dtype), (self.depth, self.dim)),
             ]
         )
@@ -164,6 +169,7 @@ def upsert_rows(old: NDArray[np.void], new: NDArray[np.void]) -> NDArray[np.void
             if rows["written_step"][index] == RAW_STEP:
                 rows["memory"][index] = rows["memory"][earlier]
                 rows["written_step"][index] = rows["written_step"][earlier]
+                rows["written_s"][index] = rows["written_s"][earlier]
             rows["feedback"][index] = feedback
         latest[key] = index
     kept = rows[np.fromiter(latest.values(), np.int64, len(latest))]

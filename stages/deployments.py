@@ -19,7 +19,7 @@ from ray.serve import Deployment
 
 from cache_actors.home import Home
 from cache_actors.registry import ModelRegistry, PublishedModel
-from cache_actors.shard_link import PoolInfo
+from cache_actors.pool.shard_link import PoolInfo
 from stages.assemble import OpenMemory, build_cascading, build_ranking, build_retrieval
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs, StageKnobs
 from stages.live_model import LiveModel

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from cache_actors.client import MemoryClient
-from cache_actors.shard_link import PoolInfo
+from cache_actors.pool.client import MemoryClient
+from cache_actors.pool.shard_link import PoolInfo
 from marm.memory import Namespace
 
 READ_TIMEOUT_S = 0.5

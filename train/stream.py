@@ -165,6 +165,7 @@ class StreamTrainer:
         rows = raw_rows(events, self._memory.namespace.row_dtype)
         rows["memory"] = memory_BLD.float().cpu().numpy()
         rows["written_step"] = self.step
+        rows["written_s"] = int(time.time())
         owners, rows = events.user_id[keep], rows[keep]
         self._overlay.add(PendingSave(owners, rows, self._memory.save(owners, rows)))
 

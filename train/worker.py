@@ -12,11 +12,11 @@ import numpy as np
 import ray.train
 import torch
 
-from cache_actors.client import MemoryClient
+from cache_actors.pool.client import MemoryClient
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
-from cache_actors.pool import connect_pool
+from cache_actors.pool.lifecycle import connect_pool
 from marm.addressing import NUM_BUCKETS
 from train.checkpoint import checkpoint_offsets, load_checkpoint, save_checkpoint
 from train.collective import Collective, DistributedWorkers, SingleWorker

@@ -16,10 +16,10 @@ from app.cli.session import console, ray_session, to_json
 from app.cli.train import train_with_progress
 from app.cli.world import simulate
 from app.demo import ServingReport, try_serving
-from cache_actors.client import MemoryClient
+from cache_actors.pool.client import MemoryClient
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
-from cache_actors.pool import start_pool, stop_pool
+from cache_actors.pool.lifecycle import start_pool, stop_pool
 from marm.config import ModelConfig
 from train.config import TrainConfig, three_stages
 from train.data.world_config import WorldConfig

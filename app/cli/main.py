@@ -17,7 +17,7 @@ from app.cli.train import train_command
 from app.cli.world import world_command
 from app.demo import DemoError
 from cache_actors.registry import ModelRegistryError
-from cache_actors.shard_link import MemoryUnavailable
+from cache_actors.pool.shard_link import MemoryUnavailable
 from train.run import TrainingError
 
 cli_app = typer.Typer(

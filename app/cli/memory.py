@@ -10,9 +10,9 @@ import typer
 from app.build import RAY_NAMESPACE
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption
 from app.cli.session import ray_session
-from cache_actors.client import MemoryClient
+from cache_actors.pool.client import MemoryClient
 from cache_actors.home import Home
-from cache_actors.pool import start_pool
+from cache_actors.pool.lifecycle import start_pool
 from cache_actors.registry import ModelRegistry
 from marm.memory import Namespace
 

@@ -14,7 +14,7 @@ from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOptio
 from app.cli.session import console, progress_bar, ray_session, to_json
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
-from cache_actors.pool import start_pool
+from cache_actors.pool.lifecycle import start_pool
 from marm.config import RECENCY, STAGES, ModelConfig
 from marm.events import TASKS
 from marm.memory import Namespace

@@ -28,12 +28,12 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from cache_actors.client import MemoryClient
+from cache_actors.pool.client import MemoryClient
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
-from cache_actors.pool import start_pool, stop_pool
-from cache_actors.shard_link import PoolInfo
+from cache_actors.pool.lifecycle import start_pool, stop_pool
+from cache_actors.pool.shard_link import PoolInfo
 from marm.config import ModelConfig
 from marm.events import EventBatch
 from marm.memory import InProcessMemory, Memory, Namespace

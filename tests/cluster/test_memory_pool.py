@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import ray
 
-from cache_actors.client import MemoryClient
-from cache_actors.lmdb_environment import NamespaceMismatchError
-from cache_actors.placement import PlacementError
-from cache_actors.pool import connect_pool, describe_pool, start_pool, stop_pool
-from cache_actors.shard_link import MemoryUnavailable, PoolInfo
-from cache_actors.store import LmdbMemory
+from cache_actors.pool.client import MemoryClient
+from cache_actors.store.lmdb_environment import NamespaceMismatchError
+from cache_actors.pool.placement import PlacementError
+from cache_actors.pool.lifecycle import connect_pool, describe_pool, start_pool, stop_pool
+from cache_actors.pool.shard_link import MemoryUnavailable, PoolInfo
+from cache_actors.store.lmdb_memory import LmdbMemory
 from marm.memory import RAW_STEP, InProcessMemory, Namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]

@@ -23,7 +23,7 @@ from cache_actors.event_log.catalog import append_items
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
 from cache_actors.log_writer import stop_log_writer
-from cache_actors.pool import connect_pool, describe_pool, stop_pool
+from cache_actors.pool.lifecycle import connect_pool, describe_pool, stop_pool
 from cache_actors.registry import ModelRegistry
 
 pytestmark = pytest.mark.cluster

@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
-from cache_actors.client import MemoryClient
+from cache_actors.pool.client import MemoryClient
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
-from cache_actors.pool import start_pool, stop_pool
+from cache_actors.pool.lifecycle import start_pool, stop_pool
 from cache_actors.registry import ModelRegistry
 from marm.config import ModelConfig
 from marm.memory import UserRows

@@ -14,12 +14,12 @@ from serving_models import NAMESPACE, NUM_ITEMS, publish_all, publish_model, som
 from app.args import AppArgs
 from app.build import RAY_NAMESPACE, build_app
 from app.schemas import MAX_EVENTS
-from cache_actors.client import MemoryClient
+from cache_actors.pool.client import MemoryClient
 from cache_actors.event_log.catalog import append_items
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
 from cache_actors.log_writer import stop_log_writer
-from cache_actors.pool import connect_pool, stop_pool
+from cache_actors.pool.lifecycle import connect_pool, stop_pool
 from cache_actors.registry import ModelRegistry
 from marm.memory import RAW_STEP
 

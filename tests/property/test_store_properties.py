@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache_actors.row_merge import upsert_runs
-from cache_actors.store import LmdbMemory
+from cache_actors.store.row_merge import upsert_runs
+from cache_actors.store.lmdb_memory import LmdbMemory
 from marm.addressing import user_bucket
 from marm.memory import RAW_STEP, InProcessMemory, Namespace, UserRows, upsert_rows
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cache_actors.gather import ShardAnswer, gather_rows
-from cache_actors.placement import Placement
+from cache_actors.pool.gather import ShardAnswer, gather_rows
+from cache_actors.pool.placement import Placement
 from marm.memory import InProcessMemory, Namespace
 
 

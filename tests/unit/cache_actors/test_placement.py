@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_actors.placement import Placement, PlacementError, claim_placement, load_placement
+from cache_actors.pool.placement import Placement, PlacementError, claim_placement, load_placement
 from marm.addressing import NUM_BUCKETS, user_bucket
 
 

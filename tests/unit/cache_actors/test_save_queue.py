@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from cache_actors.save_queue import SaveAck, SaveQueue
+from cache_actors.pool.save_queue import SaveAck, SaveQueue
 from marm.memory import Namespace
 
 DTYPE = Namespace(depth=0).row_dtype

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_actors.lmdb_environment import (
+from cache_actors.store.lmdb_environment import (
     MemoryStoreAbsentError,
     MemoryStoreError,
     NamespaceMismatchError,
 )
-from cache_actors.pages import PageLayout, key_prefixes, key_suffix, user_of_prefix
-from cache_actors.store import LmdbMemory
+from cache_actors.store.pages import PageLayout, key_prefixes, key_suffix, user_of_prefix
+from cache_actors.store.lmdb_memory import LmdbMemory
 from marm.memory import RAW_STEP, InProcessMemory, Namespace
 
 NAMESPACE = Namespace()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from cache_actors.store import LmdbMemory
+from cache_actors.store.lmdb_memory import LmdbMemory
 from marm.memory import Namespace
 
 

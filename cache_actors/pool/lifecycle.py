@@ -10,9 +10,9 @@ import ray
 from ray.exceptions import RayActorError
 
 from cache_actors.home import Home
-from cache_actors.placement import claim_placement, load_placement
-from cache_actors.shard import SHARD_THREADS, MemoryShard, ShardInfo
-from cache_actors.shard_link import (
+from cache_actors.pool.placement import claim_placement, load_placement
+from cache_actors.pool.shard import SHARD_THREADS, MemoryShard, ShardInfo
+from cache_actors.pool.shard_link import (
     POOL_EPOCH,
     RETRY_PAUSE_S,
     MemoryUnavailable,

@@ -10,8 +10,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cache_actors.shard_stores import ShardStores
-from cache_actors.store import StoreStats
+from cache_actors.pool.shard_stores import ShardStores
+from cache_actors.store.lmdb_memory import StoreStats
 from marm.memory import Namespace, UserRows
 
 SHARD_THREADS = {"read": 4, "write": 1, "admin": 1}

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from cache_actors.home import Home
-from cache_actors.placement import Placement
+from cache_actors.pool.placement import Placement
 
 POOL_EPOCH = 1
 """Raise when the stored layout or the code of the shards changes: a detached actor goes on running

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.lmdb_environment import (
+from cache_actors.store.lmdb_environment import (
     LmdbEnvironment,
     MemoryStoreAbsentError,
     MemoryStoreError,
     NamespaceMismatchError,
     open_environment,
 )
-from cache_actors.page_reads import PageReader
-from cache_actors.page_writes import PageWriter, RowBatch
-from cache_actors.pages import NEWEST, Buffer, PageLayout, key_prefixes, user_of_prefix
+from cache_actors.store.page_reads import PageReader
+from cache_actors.store.page_writes import PageWriter, RowBatch
+from cache_actors.store.pages import NEWEST, Buffer, PageLayout, key_prefixes, user_of_prefix
 from marm.memory import DoneAck, Namespace, UserRows
 
 STORE_FORMAT = 1

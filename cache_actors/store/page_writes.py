@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.page_reads import seek_before
-from cache_actors.pages import (
+from cache_actors.store.page_reads import seek_before
+from cache_actors.store.pages import (
     NEWEST,
     PREFIX_BYTES,
     Buffer,
@@ -18,7 +18,7 @@ from cache_actors.pages import (
     key_prefixes,
     key_suffix,
 )
-from cache_actors.row_merge import upsert_runs
+from cache_actors.store.row_merge import upsert_runs
 
 
 @dataclass(frozen=True)

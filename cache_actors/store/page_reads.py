@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cache_actors.pages import NEWEST, PREFIX_BYTES, Buffer, PageLayout, key_suffix
+from cache_actors.store.pages import NEWEST, PREFIX_BYTES, Buffer, PageLayout, key_suffix
 
 
 def seek_before(cursor: Any, key: bytes) -> bool:

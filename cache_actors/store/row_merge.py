@@ -66,4 +66,5 @@ def _fold_repeats(rows: NDArray[np.void], repeats: NDArray[np.bool_]) -> None:
         rows["feedback"][later] = merge_feedback(rows["feedback"][earlier], rows["feedback"][later])
         raw = rows["written_step"][later] == RAW_STEP
         rows["memory"][later[raw]] = rows["memory"][earlier[raw]]
-        rows["written_step"][later[raw]] = rows["written_step"][earlier[raw]]
+        for field in ("written_step", "written_s"):
+            rows[field][later[raw]] = rows[field][earlier[raw]]

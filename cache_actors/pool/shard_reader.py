@@ -10,11 +10,11 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cache_actors.lmdb_environment import MemoryStoreAbsentError
-from cache_actors.shard import ShardInfo
-from cache_actors.shard_link import MemoryUnavailable, ShardLink
-from cache_actors.shard_stores import ShardStores
-from cache_actors.store import LmdbMemory, StoreStats
+from cache_actors.store.lmdb_environment import MemoryStoreAbsentError
+from cache_actors.pool.shard import ShardInfo
+from cache_actors.pool.shard_link import MemoryUnavailable, ShardLink
+from cache_actors.pool.shard_stores import ShardStores
+from cache_actors.store.lmdb_memory import LmdbMemory, StoreStats
 from marm.memory import Namespace, UserRows
 
 logger = logging.getLogger(__name__)

@@ -14,13 +14,13 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cache_actors.gather import ShardAnswer, gather_rows
-from cache_actors.lmdb_environment import MemoryStoreError
-from cache_actors.placement import ShardShare
-from cache_actors.save_queue import SaveAck, SaveQueue
-from cache_actors.shard_link import MemoryUnavailable, PoolInfo, ShardLink
-from cache_actors.shard_reader import ShardReader, ShardWatch
-from cache_actors.store import StoreStats, check_rows
+from cache_actors.pool.gather import ShardAnswer, gather_rows
+from cache_actors.store.lmdb_environment import MemoryStoreError
+from cache_actors.pool.placement import ShardShare
+from cache_actors.pool.save_queue import SaveAck, SaveQueue
+from cache_actors.pool.shard_link import MemoryUnavailable, PoolInfo, ShardLink
+from cache_actors.pool.shard_reader import ShardReader, ShardWatch
+from cache_actors.store.lmdb_memory import StoreStats, check_rows
 from marm.memory import RAW_STEP, Namespace, UserRows
 
 logger = logging.getLogger(__name__)
