@@ -15,32 +15,21 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from marm.memory import Namespace
+from cache_actors.store.errors import (
+    MemoryFullError,
+    MemoryStoreAbsentError,
+    MemoryStoreError,
+)
 
 Result = TypeVar("Result")
+FileIdentity = tuple[int, int]
 
 MAX_READERS = 1024
 """Reading processes and threads that may use one store at a time."""
 
-
-class MemoryStoreError(RuntimeError):
-    """A store cannot be opened, read or written."""
-
-
-class MemoryStoreAbsentError(MemoryStoreError):
-    """There is no store at a path, or its writer has not finished making it."""
-
-
-class NamespaceMismatchError(MemoryStoreError):
-    """A store or an array holds rows of another namespace."""
-
-    @staticmethod
-    def of(place: str, expected: Namespace, found: object) -> NamespaceMismatchError:
-        """The error for ``place``, which should belong to ``expected``."""
-        return NamespaceMismatchError(
-            f"{place} must hold rows of namespace {expected.name}, but holds {found}; "
-            "open it with its own namespace, or raise the namespace's epoch to start afresh"
-        )
+MAX_TABLES = 256
+MAP_BYTES = 1 << 28
+MAX_MAP_BYTES = 1 << 42
 
 
 class _MapGate:
@@ -80,7 +69,7 @@ class _MapGate:
 
 
 class LmdbEnvironment:
-    """An open LMDB directory with one table of pages and one of facts about the store."""
+    """An open directory, shared by everything in this process that uses it."""
 
     def __init__(self, path: Path, env: Any, max_map_bytes: int) -> None:
         self.path = path
@@ -89,10 +78,37 @@ class LmdbEnvironment:
         self.references = 1
         self._gate = _MapGate()
         self._write_lock = threading.Lock()
-        readonly = env.flags()["readonly"]
-        self.readonly: bool = readonly
-        self.pages = env.open_db(b"pages", create=not readonly)
-        self.facts = env.open_db(b"facts", create=not readonly)
+        self.readonly: bool = env.flags()["readonly"]
+        self._tables: dict[bytes, Any] = {}
+
+    def table(self, name: bytes) -> Any:
+        """A named table, made where it is missing; a reader raises `MemoryStoreAbsentError`."""
+        found = self._tables.get(name)
+        if found is None:
+            with self._write_lock:  # opening is a write transaction of its own
+                found = self._tables.get(name) or self._open_table(name)
+                self._tables[name] = found
+        return found
+
+    def _open_table(self, name: bytes) -> Any:
+        while True:
+            self._gate.enter()
+            try:
+                return self.env.open_db(name, create=not self.readonly)
+            except lmdb.MapResizedError:
+                pass
+            except (lmdb.NotFoundError, lmdb.ReadonlyError) as error:
+                raise MemoryStoreAbsentError(
+                    f"store {self.path} has no {name.decode()!r} yet; let its writer make it first"
+                ) from error
+            finally:
+                self._gate.leave()
+            with self._gate.alone():
+                self.env.set_mapsize(0)
+
+    def forget_table(self, name: bytes) -> None:
+        """Forget the handle of a table that is about to be dropped."""
+        self._tables.pop(name, None)
 
     def read(self, work: Callable[[Any], Result]) -> Result:
         """``work(transaction)`` on a consistent snapshot. Buffers it sees end with it."""
@@ -115,16 +131,20 @@ class LmdbEnvironment:
                     "run on one store at a time"
                 ) from error
 
-    def write(self, work: Callable[[Any, Any], Result]) -> Result:
-        """``work(transaction, before)``, committed as a whole or not at all.
+    def write(self, work: Callable[[Any], Result]) -> Result:
+        """``work(transaction)``, committed as a whole or not at all.
 
-        ``before`` reads the state before the transaction: its buffers stay valid while the
-        transaction writes. The work is repeated when the map has to grow.
+        Buffers it reads end with its first change. The work is repeated when the map has to grow.
         """
         with self._write_lock:
             while True:
                 try:
-                    return self._write_once(work)
+                    self._gate.enter()
+                    try:
+                        with self.env.begin(write=True, buffers=True) as transaction:
+                            return work(transaction)
+                    finally:
+                        self._gate.leave()
                 except lmdb.MapFullError:
                     self._grow()
                 except lmdb.MapResizedError:
@@ -133,10 +153,15 @@ class LmdbEnvironment:
                 except lmdb.CorruptedError as error:
                     raise self._damaged(error) from error
                 except lmdb.Error as error:
-                    raise MemoryStoreError(
+                    raise MemoryFullError(
                         f"rows could not be stored in {self.path}: {error}; nothing of this batch "
                         "was stored. Check free space and permissions there, then save again"
                     ) from error
+
+    def oldest_reader(self) -> int | None:
+        """The oldest transaction that any process still reads; None when nobody reads."""
+        ids = [line.rsplit(None, 1)[-1] for line in self.env.readers().splitlines()[1:]]
+        return min((int(found) for found in ids if found.isdigit()), default=None)
 
     def forget_dead_readers(self) -> None:
         """Free the places of readers that were killed; old pages could never be reused else."""
@@ -152,28 +177,17 @@ class LmdbEnvironment:
             self.references -= 1
             if self.references:
                 return
-            _registry.pop(self.path, None)
+            for key in [key for key, opened in _registry.items() if opened is self]:
+                del _registry[key]
         with self._gate.alone():
             self.env.close()
-
-    def _write_once(self, work: Callable[[Any, Any], Result]) -> Result:
-        self._gate.enter()
-        try:
-            # The write lock is held before the snapshot is taken, so nothing comes between.
-            with (
-                self.env.begin(write=True) as transaction,
-                self.env.begin(buffers=True) as before,
-            ):
-                return work(transaction, before)
-        finally:
-            self._gate.leave()
 
     def _grow(self) -> None:
         with self._gate.alone():
             size = self.env.info()["map_size"]
             if size >= self.max_map_bytes:
-                raise MemoryStoreError(
-                    f"store {self.path} reached its limit of {self.max_map_bytes} bytes; raise "
+                raise MemoryFullError(
+                    f"index {self.path} reached its limit of {self.max_map_bytes} bytes; raise "
                     "max_map_bytes, lower max_rows_per_user or add shards"
                 )
             self.env.set_mapsize(min(2 * size, self.max_map_bytes))
@@ -186,17 +200,22 @@ class LmdbEnvironment:
 
 
 # LMDB's rule of one environment per directory and process makes this table unavoidable.
-_registry: dict[Path, LmdbEnvironment] = {}
+_registry: dict[FileIdentity | None, LmdbEnvironment] = {}
 _registry_lock = threading.Lock()
 
 
 def open_environment(
-    path: Path, readonly: bool, map_bytes: int, max_map_bytes: int
+    path: Path,
+    readonly: bool,
+    *,
+    sync: bool = False,
+    map_bytes: int = MAP_BYTES,
+    max_map_bytes: int = MAX_MAP_BYTES,
 ) -> LmdbEnvironment:
     """The environment of directory ``path``; a reader shares the writer of its own process."""
     path = path.resolve()
     with _registry_lock:
-        shared = _registry.get(path)
+        shared = _registry.get(_identity(path))
         if shared is not None:
             if shared.readonly and not readonly:
                 raise MemoryStoreError(
@@ -218,10 +237,10 @@ def open_environment(
                 str(path),
                 map_size=map_bytes,
                 readonly=readonly,
-                sync=False,
-                metasync=False,
+                sync=sync,
+                metasync=sync,
                 max_readers=MAX_READERS,
-                max_dbs=2,
+                max_dbs=MAX_TABLES,
             )
             try:
                 opened = LmdbEnvironment(path, env, max_map_bytes)
@@ -237,5 +256,14 @@ def open_environment(
                 f"store {path} cannot be opened: {error}; check permissions and free space, or "
                 "delete that directory and replay the event log"
             ) from error
-        _registry[path] = opened
+        _registry[_identity(path)] = opened
         return opened
+
+
+def _identity(path: Path) -> FileIdentity | None:
+    """What LMDB means by the same directory: the same file, also after it was replaced."""
+    try:
+        found = (path / "data.mdb").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

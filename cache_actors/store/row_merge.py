@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,9 @@ from numpy.typing import NDArray
 
 from marm.events import merge_feedback
 from marm.memory import RAW_STEP
+
+_COMPUTED_FIELDS = ("written_step", "written_s", "memory", "scale")
+"""What training computes; a raw row leaves it as it is. Not every layout has all of them."""
 
 
 @dataclass(frozen=True)
@@ -19,44 +21,55 @@ class RowRuns:
     starts: NDArray[np.int64]  # [U + 1]
     rows: NDArray[np.void]
 
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """The user of each row, by position."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+
+def opaque(rows: NDArray[np.void]) -> NDArray[np.void]:
+    """Rows as bytes without fields: numpy moves structured rows field by field."""
+    return np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize)))
+
+
+def sort_rows(user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> NDArray[np.int64]:
+    """The order by user, time and event key; rows of one event stay in order of arrival."""
+    return np.lexsort((rows["event_key"], rows["timestamp_ms"], user_ids))
+
+
+def repeats_previous(run: NDArray[np.int64], rows: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Which of sorted rows are of the same event as the one before, ``[R]``."""
+    repeats = np.zeros(len(rows), np.bool_)
+    times, keys = rows["timestamp_ms"], rows["event_key"]
+    np.logical_and(run[1:] == run[:-1], times[1:] == times[:-1], out=repeats[1:])
+    repeats[1:] &= keys[1:] == keys[:-1]
+    return repeats
+
 
 def upsert_runs(
-    row_dtype: np.dtype,
     num_runs: int,
-    old: Sequence[bytes | bytearray | memoryview],
+    old: NDArray[np.void],
     old_run: NDArray[np.int64],
     new: NDArray[np.void],
     new_run: NDArray[np.int64],
 ) -> RowRuns:
-    """`marm.memory.upsert_rows` for many users at once; ``*_run`` tells the user of each row.
-
-    ``old`` holds stored rows as bytes, in the order of ``old_run``.
-    """
-    # Whole rows are moved as opaque bytes: numpy copies structured rows field by field.
-    opaque = np.dtype((np.void, row_dtype.itemsize))
-    data = bytearray().join([*old, np.ascontiguousarray(new).view(opaque).data])
-    rows = np.frombuffer(data, row_dtype)
+    """`marm.memory.upsert_rows` for many users at once; ``*_run`` tells the user of each row."""
+    dtype = new.dtype
+    rows = np.concatenate([opaque(old), opaque(new)]).view(dtype)
     run = np.concatenate([old_run, new_run])
-    # The sort is stable, so rows of one event stay in order of arrival.
-    order = np.lexsort((rows["event_key"], rows["timestamp_ms"], run))
-    rows = rows.view(opaque).take(order).view(row_dtype)
-    run = run[order]
-    repeats = (
-        (run[1:] == run[:-1])
-        & (rows["timestamp_ms"][1:] == rows["timestamp_ms"][:-1])
-        & (rows["event_key"][1:] == rows["event_key"][:-1])
-    )
+    order = sort_rows(run, rows)
+    rows, run = opaque(rows).take(order).view(dtype), run[order]
+    repeats = repeats_previous(run, rows)
     if repeats.any():
-        repeats = np.concatenate([[False], repeats])
         _fold_repeats(rows, repeats)
         kept = np.append(~repeats[1:], True)
-        rows = rows.view(opaque)[kept].view(row_dtype)
-        run = run[kept]
+        rows, run = opaque(rows)[kept].view(dtype), run[kept]
     return RowRuns(np.searchsorted(run, np.arange(num_runs + 1)), rows)
 
 
 def _fold_repeats(rows: NDArray[np.void], repeats: NDArray[np.bool_]) -> None:
     """Merge each row that repeats the event of the one before it into itself, oldest first."""
+    computed = [name for name in _COMPUTED_FIELDS if name in (rows.dtype.names or ())]
     position = np.arange(len(rows))
     first = np.maximum.accumulate(np.where(repeats, 0, position))
     rank = position - first
@@ -65,6 +78,5 @@ def _fold_repeats(rows: NDArray[np.void], repeats: NDArray[np.bool_]) -> None:
         earlier = later - 1
         rows["feedback"][later] = merge_feedback(rows["feedback"][earlier], rows["feedback"][later])
         raw = rows["written_step"][later] == RAW_STEP
-        rows["memory"][later[raw]] = rows["memory"][earlier[raw]]
-        for field in ("written_step", "written_s"):
-            rows[field][later[raw]] = rows[field][earlier[raw]]
+        for name in computed:
+            rows[name][later[raw]] = rows[name][earlier[raw]]

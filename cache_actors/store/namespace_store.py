@@ -1,0 +1,299 @@
+"""One namespace of a shard, as any process of the node reads it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_actors.store.counters import NamespaceCounters
+from cache_actors.store.errors import MemoryStoreAbsentError, NamespaceMismatchError
+from cache_actors.store.lmdb_environment import LmdbEnvironment
+from cache_actors.store.lookup import Lookup
+from cache_actors.store.records import Record, RecordBatch, record_key, record_keys, users_of_keys
+from cache_actors.store.row_file import RowFile
+from cache_actors.store.row_formats import decode, decode_into
+from cache_actors.store.row_reads import (
+    Gathered,
+    are_sound,
+    copy_spans,
+    find_one,
+    gather_batch,
+    state_gives_rows,
+    user_states,
+)
+from cache_actors.store.rules import ReadRules
+from marm.memory import Namespace, UserRows
+
+_ONE_BY_ONE_USERS = 4
+"""Up to so many users, plain Python is faster than columns."""
+
+_USERS_PER_CHUNK = 256
+ALL_ROWS = 1 << 40
+"""More rows than any user has."""
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What a store holds of a namespace.
+
+    Attributes:
+        stored_bytes: places and index pages in use.
+        file_bytes: size of the row files.
+        counters: see `NamespaceCounters`.
+    """
+
+    stored_bytes: int
+    file_bytes: int
+    counters: NamespaceCounters
+
+    @property
+    def users(self) -> int:
+        """Users with rows."""
+        return self.counters.users
+
+    @property
+    def rows(self) -> int:
+        """Rows on disk; where users have a row limit, some of them are hidden."""
+        return self.counters.rows
+
+
+class NamespaceStore:
+    """Reads of one namespace. Safe to use from several threads."""
+
+    def __init__(self, env: LmdbEnvironment, directory: Path, namespace: Namespace) -> None:
+        self._env = env
+        self._directory = directory
+        self._namespace = namespace
+        self._index = env.table(b"index/" + namespace.name.encode())
+        self._facts = env.table(b"facts")
+        self._rules_key = b"rules/" + namespace.name.encode()
+        self._counters_key = b"counters/" + namespace.name.encode()
+        stored = env.read(self._rules_bytes)
+        if stored is None:
+            raise MemoryStoreAbsentError(
+                f"namespace {namespace.name} is not in {directory} yet; open it with the writer"
+            )
+        self._known_rules = stored, ReadRules.unpack(stored)
+        self._file = self._open_file(self._known_rules[1])
+
+    @property
+    def namespace(self) -> Namespace:
+        """The namespace of all rows here."""
+        return self._namespace
+
+    def lookup(
+        self,
+        user_ids: NDArray[np.int64],
+        n: int,
+        before_ms: NDArray[np.int64] | None = None,
+        *,
+        layers: int | None = None,
+    ) -> Lookup:
+        """Every user's newest ``n`` rows before a time, and what is known of each user.
+
+        Args:
+            user_ids: distinct users, ``[U]``.
+            n: rows per user.
+            before_ms: ``[U]``; only rows strictly older are given.
+            layers: give only the first so many layers of ``memory``; 0 for raw rows, None for all.
+        """
+        if n < 0:
+            raise ValueError(f"n must be at least 0 rows per user, got {n}")
+        self._namespace.layers_dtype(layers)  # refuses a wrong number of layers
+        user_ids = np.ascontiguousarray(user_ids, np.int64)
+        times = None if before_ms is None else np.asarray(before_ms, np.int64)
+        if times is not None and times.shape != user_ids.shape:
+            raise ValueError(
+                f"before_ms must have one time per user, got {times.shape} for {user_ids.shape}"
+            )
+        gather = self._gather_columns
+        if len(user_ids) <= _ONE_BY_ONE_USERS:
+            gather = self._gather_one_by_one
+        found = self._env.read(partial(gather, user_ids, min(n, ALL_ROWS), times))
+        stored = found.rows.view(self._namespace.stored_dtype)
+        offsets = np.zeros(len(user_ids) + 1, np.int64)
+        np.cumsum(found.counts, out=offsets[1:])
+        rows = decode(self._namespace, stored, layers)
+        return Lookup(UserRows(user_ids, offsets, rows), found.state)
+
+    def fetch(
+        self,
+        user_ids: NDArray[np.int64],
+        n: int,
+        before_ms: NDArray[np.int64] | None = None,
+        *,
+        layers: int | None = None,
+    ) -> UserRows:
+        """See `marm.memory.Memory.fetch`. The rows are the caller's own copy."""
+        return self.lookup(user_ids, n, before_ms, layers=layers).rows
+
+    def fetch_into(self, user_id: int, n: int, out: NDArray[np.void]) -> int:
+        """Copy a user's newest ``n`` rows into ``out [>= n]``, oldest first; how many there were.
+
+        The cheapest read there is: no memory is allocated. Damaged rows make it 0; `lookup` tells
+        them from a user without rows.
+        """
+        if out.dtype != self._namespace.row_dtype or out.ndim != 1 or not out.flags.c_contiguous:
+            raise NamespaceMismatchError.of("the array to read into", self._namespace, out.dtype)
+        if n < 0 or n > len(out):
+            raise ValueError(f"n must be between 0 and the {len(out)} rows of out, got {n}")
+        return self._env.read(partial(self._read_into, user_id, n, out))
+
+    def users(self, bucket: int) -> NDArray[np.int64]:
+        """Users of a bucket that the index knows, also evicted ones."""
+        keys: list[bytes] = []
+        while page := self._env.read(partial(self._keys_from, bucket, keys[-1] if keys else None)):
+            keys += page
+        return users_of_keys(keys)
+
+    def scan(self, bucket: int) -> Iterator[UserRows]:
+        """All rows of the users of ``bucket``, some users at a time. Each chunk is read as of when
+        it is reached; rows beyond a user's limit and expired users are left out."""
+        users = self.users(bucket)
+        for start in range(0, len(users), _USERS_PER_CHUNK):
+            rows = self.fetch(users[start : start + _USERS_PER_CHUNK], ALL_ROWS)
+            if len(rows.rows):
+                yield rows
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the row files."""
+        return self._file.file_bytes
+
+    @property
+    def file_number(self) -> int:
+        """Which row file holds the rows now."""
+        return self._known_rules[1].file_number
+
+    def stats(self) -> StoreStats:
+        """What is stored."""
+        return self._env.read(self._stats)
+
+    def close(self) -> None:
+        """Close the row file. The handle must not be used afterwards."""
+        self._file.close()
+
+    def _open_file(self, rules: ReadRules) -> RowFile:
+        path = self._directory / f"{self._namespace.name}-{rules.file_number:04d}"
+        return RowFile(path, self._namespace.stored_dtype, self._env.readonly)
+
+    def _rules_bytes(self, transaction: Any) -> bytes | None:
+        stored = transaction.get(self._rules_key, None, self._facts)
+        return None if stored is None else bytes(stored)
+
+    def _rules(self, transaction: Any) -> tuple[ReadRules, RowFile]:
+        """The rules as of the transaction, and the file they speak of."""
+        stored = transaction.get(self._rules_key, None, self._facts)
+        known, rules = self._known_rules
+        if stored != known:
+            if stored is None:
+                raise MemoryStoreAbsentError(f"namespace {self._namespace.name} was dropped")
+            fresh = ReadRules.unpack(bytes(stored))
+            if fresh.file_number != rules.file_number:
+                self._file = self._open_file(fresh)
+            self._known_rules, rules = (bytes(stored), fresh), fresh
+        return rules, self._file
+
+    def _batch(self, transaction: Any, user_ids: NDArray[np.int64]) -> RecordBatch:
+        get, index = transaction.get, self._index
+        return RecordBatch.of([get(key, None, index) for key in record_keys(user_ids)], user_ids)
+
+    def _gather_columns(
+        self,
+        user_ids: NDArray[np.int64],
+        n: int,
+        before_ms: NDArray[np.int64] | None,
+        transaction: Any,
+    ) -> Gathered:
+        rules, file = self._rules(transaction)
+        batch = self._batch(transaction, user_ids)
+        return gather_batch(batch, user_ids, n, before_ms, file, rules, int(time.time()))
+
+    def _gather_one_by_one(
+        self,
+        user_ids: NDArray[np.int64],
+        n: int,
+        before_ms: NDArray[np.int64] | None,
+        transaction: Any,
+    ) -> Gathered:
+        rules, file = self._rules(transaction)
+        batch = self._batch(transaction, user_ids)
+        state = user_states(batch, user_ids, rules, int(time.time()))
+        readable = state_gives_rows(state).tolist()
+        times: Sequence[int | None] = [None] * len(readable)
+        if before_ms is not None:
+            times = before_ms.tolist()
+        found = []
+        for index, user_id in enumerate(user_ids.tolist()):
+            record = batch.record(index, user_id) if readable[index] else None
+            found.append(
+                find_one(record or Record(), n, times[index], file, rules.max_rows_per_user)
+            )
+        row_bytes = file.row_bytes
+        counts = np.array([count for _, count in found], np.int64)
+        out = np.empty(int(counts.sum()) * row_bytes, np.uint8)
+        data, position = out.data, 0
+        sound = True
+        for (spans, count), user_id in zip(found, user_ids.tolist(), strict=True):
+            part = data[position : position + count * row_bytes]
+            checks = copy_spans(spans, file, part)
+            words = np.frombuffer(part, np.uint64).reshape(count, -1) if count else None
+            sound = sound and (words is None or are_sound(words, checks, user_id))
+            position += count * row_bytes
+        if not sound:  # rare: the other way tells which rows to leave out
+            return gather_batch(batch, user_ids, n, before_ms, file, rules, int(time.time()))
+        return Gathered(out.view(np.dtype((np.void, row_bytes))), counts, state)
+
+    def _read_into(self, user_id: int, n: int, out: NDArray[np.void], transaction: Any) -> int:
+        rules, file = self._rules(transaction)
+        key = record_key(user_id)
+        if not rules.owned[key[0]]:
+            return 0
+        value = transaction.get(key, None, self._index)
+        record = None if value is None else Record.unpack(value, user_id)
+        if record is None:
+            return 0
+        if rules.ttl_s is not None and record.written_s + rules.ttl_s < time.time():
+            return 0
+        spans, count = find_one(record, n, None, file, rules.max_rows_per_user)
+        if not count:
+            return 0
+        target = out[:count]
+        is_plain = self._namespace.stored_dtype == out.dtype
+        stored = target if is_plain else np.empty(count, self._namespace.stored_dtype)
+        data = stored.view(np.uint8).data
+        checks = copy_spans(spans, file, data)
+        words = np.frombuffer(data, np.uint64).reshape(count, -1)
+        if not are_sound(words, checks, user_id):
+            return 0
+        if not is_plain:
+            decode_into(self._namespace, stored, target)
+        return count
+
+    def _keys_from(self, bucket: int, after: bytes | None, transaction: Any) -> list[bytes]:
+        """Up to some thousand keys of a bucket that follow ``after``."""
+        cursor = transaction.cursor(self._index)
+        seek = bytes([bucket]) if after is None else after + b"\0"
+        keys: list[bytes] = []
+        if cursor.set_range(seek):
+            for key in cursor.iternext(keys=True, values=False):
+                if key[0] != bucket or len(keys) == 16 * _USERS_PER_CHUNK:
+                    break
+                keys.append(bytes(key))
+        return keys
+
+    def _stats(self, transaction: Any) -> StoreStats:
+        _, file = self._rules(transaction)
+        stored = transaction.get(self._counters_key, None, self._facts)
+        counters = NamespaceCounters.unpack(stored)
+        table = transaction.stat(self._index)
+        pages = table["branch_pages"] + table["leaf_pages"] + table["overflow_pages"]
+        used = counters.places * (file.row_bytes + 8) + pages * table["psize"]
+        return StoreStats(used, file.file_bytes, counters)

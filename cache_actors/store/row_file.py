@@ -1,0 +1,149 @@
+"""The row file of a namespace: rows of fixed size, mapped, next to a file of their checks.
+
+Which places hold rows, and whose, is known by the index alone. A place is written before the index
+names it and never while a reader could see it, so readers copy without locks.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_actors.store.errors import MemoryFullError, MemoryStoreAbsentError, MemoryStoreError
+from cache_actors.store.records import CHECK, WORD_BYTES
+
+_GROWTH_SHARE = 16
+_MIN_GROWTH_BYTES, _MAX_GROWTH_BYTES = 1 << 18, 64 << 20
+
+
+@dataclass(frozen=True)
+class MappedRows:
+    """Views of one mapping of the files; places count from 0."""
+
+    capacity: int
+    opaque: NDArray[np.void]  # [capacity], rows as bytes: numpy copies fields one by one otherwise
+    words: NDArray[np.uint64]  # [capacity, row words]
+    checks: NDArray[np.uint64]  # [capacity]
+    times: NDArray[np.int64]  # [capacity], timestamp_ms
+    keys: NDArray[np.uint64]  # [capacity], event_key
+    data: memoryview  # the row file as bytes
+
+
+class RowFile:
+    """Both files. ``mapped`` is replaced as the files grow; a mapping in use stays valid."""
+
+    def __init__(self, path: Path, stored_dtype: np.dtype, readonly: bool) -> None:
+        self.path = path
+        self.dtype = stored_dtype
+        self.row_bytes = stored_dtype.itemsize
+        self._readonly = readonly
+        flags = os.O_RDONLY if readonly else os.O_RDWR | os.O_CREAT
+        try:
+            self._rows = os.open(path.with_suffix(".rows"), flags, 0o644)
+            self._checks = os.open(path.with_suffix(".checks"), flags, 0o644)
+        except FileNotFoundError as error:
+            raise MemoryStoreAbsentError(
+                f"no rows at {path}; start the pool and open the namespace first"
+            ) from error
+        except OSError as error:
+            raise MemoryStoreError(f"row file {path} cannot be opened: {error}") from error
+        self.mapped = self._map()
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of both files."""
+        return self.mapped.capacity * (self.row_bytes + WORD_BYTES)
+
+    def at_least(self, places: int) -> MappedRows:
+        """A mapping that has ``places``, which the index says exist."""
+        if places > self.mapped.capacity:
+            self.mapped = self._map()
+            if places > self.mapped.capacity:
+                raise MemoryStoreError(
+                    f"row file {self.path} must have {places} rows, has {self.mapped.capacity}; it "
+                    "is not the file that belongs to its index. Delete the directory it is in and "
+                    "replay the event log"
+                )
+        return self.mapped
+
+    def growth(self, chunk_rows: int, at_least: int) -> int:
+        """Places to add next: a share of the file, in whole chunks, and ``at_least`` so many."""
+        share = self.mapped.capacity * self.row_bytes // _GROWTH_SHARE
+        target = min(max(share, _MIN_GROWTH_BYTES), _MAX_GROWTH_BYTES) // self.row_bytes
+        return -(-max(target, at_least, 1) // chunk_rows) * chunk_rows
+
+    def grow(self, places: int) -> None:
+        """Add ``places``. The blocks are reserved now: a write to a mapped file that finds the disk
+        full would end the process."""
+        before = self.mapped.capacity
+        try:
+            for file, width in ((self._rows, self.row_bytes), (self._checks, WORD_BYTES)):
+                os.posix_fallocate(file, before * width, places * width)
+        except OSError as error:
+            for file, width in ((self._rows, self.row_bytes), (self._checks, WORD_BYTES)):
+                os.ftruncate(file, before * width)
+            raise MemoryFullError(
+                f"row file {self.path} cannot grow by {places * self.row_bytes} bytes: "
+                f"{error.strerror}; nothing of this batch was stored. Free space there, or lower "
+                "the byte budget, then save again"
+            ) from error
+        self.mapped = self._map()
+
+    def write(
+        self, places: NDArray[np.int64], rows: NDArray[np.void], user_ids: NDArray[np.int64]
+    ) -> None:
+        """Put ``rows`` (stored dtype) of ``user_ids`` into ``places``, with their checks."""
+        mapped = self.mapped
+        opaque = np.ascontiguousarray(rows).view(mapped.opaque.dtype)
+        mapped.opaque[places] = opaque
+        words = opaque.view(np.uint64).reshape(len(rows), -1)
+        mapped.checks[places] = row_checks(words, user_ids)
+
+    def flush(self) -> None:
+        """Write both files through to the disk."""
+        os.fdatasync(self._rows)
+        os.fdatasync(self._checks)
+
+    def close(self) -> None:
+        """Close the files; mappings in use stay valid until they are dropped."""
+        os.close(self._rows)
+        os.close(self._checks)
+
+    def unlink(self) -> None:
+        """Delete both files; who has them open keeps reading."""
+        self.path.with_suffix(".rows").unlink(missing_ok=True)
+        self.path.with_suffix(".checks").unlink(missing_ok=True)
+        self.close()
+
+    def _map(self) -> MappedRows:
+        sizes = os.fstat(self._rows).st_size, os.fstat(self._checks).st_size
+        # The check file is grown last, so it decides.
+        capacity = min(sizes[0] // self.row_bytes, sizes[1] // WORD_BYTES)
+        access = mmap.ACCESS_READ if self._readonly else mmap.ACCESS_WRITE
+        if capacity == 0:
+            data, checks = memoryview(b""), np.empty(0, np.uint64)
+        else:
+            data = memoryview(mmap.mmap(self._rows, capacity * self.row_bytes, access=access))
+            check_data = mmap.mmap(self._checks, capacity * WORD_BYTES, access=access)
+            checks = np.frombuffer(check_data, np.uint64)
+        rows = np.frombuffer(data, self.dtype)
+        opaque = rows.view(np.dtype((np.void, self.row_bytes)))
+        words = np.frombuffer(data, np.uint64).reshape(capacity, -1 if capacity else 1)
+        return MappedRows(
+            capacity, opaque, words, checks, rows["timestamp_ms"], rows["event_key"], data
+        )
+
+
+def row_sums(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Sum of the words of each row, ``[R]``, modulo 2 ** 64."""
+    return np.einsum("ij->i", words)  # several times faster than sum(axis=1)
+
+
+def row_checks(words: NDArray[np.uint64], user_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The check word of each row: with it, a row's words add up to `CHECK` plus its user's id."""
+    return np.uint64(CHECK) + user_ids.view(np.uint64) - row_sums(words)

@@ -1,0 +1,386 @@
+"""Upserting rows: what a batch of users' records become, and where their rows go.
+
+Most rows are newer than everything stored of their user and fit behind it. They are written in
+place, all users at once, and only the records change. Where rows arrive late, repeat an event, or
+do not fit, the extents concerned are merged with them and written to fresh places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_actors.store.extents import ExtentAllocator, class_for
+from cache_actors.store.records import (
+    CHECK,
+    CLASS_MASK,
+    CLASS_SHIFT,
+    COUNT_MASK,
+    START_SHIFT,
+    Extent,
+    Flag,
+    Record,
+    RecordBatch,
+    record_keys,
+)
+from cache_actors.store.row_file import RowFile, row_sums
+from cache_actors.store.row_merge import opaque, repeats_previous, upsert_runs
+
+Item = tuple[bytes, bytes | memoryview]
+
+
+@dataclass(frozen=True)
+class SortedRows:
+    """Rows to save (stored dtype), sorted by user, time and event key."""
+
+    user_ids: NDArray[np.int64]  # [U], distinct
+    starts: NDArray[np.int64]  # [U + 1]
+    rows: NDArray[np.void]  # [R]
+
+    @staticmethod
+    def of(user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> SortedRows:
+        """The batch of ``rows[i]`` of ``user_ids[i]``."""
+        order = np.lexsort((rows["event_key"], rows["timestamp_ms"], user_ids))
+        sorted_users = user_ids[order]
+        is_first = np.append(True, sorted_users[1:] != sorted_users[:-1])
+        starts = np.append(np.flatnonzero(is_first), len(rows))
+        return SortedRows(
+            sorted_users[starts[:-1]], starts, opaque(rows).take(order).view(rows.dtype)
+        )
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Rows of each user."""
+        return np.diff(self.starts)
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """The user of each row, by position."""
+        return np.repeat(np.arange(len(self.user_ids)), self.counts)
+
+
+@dataclass
+class WriteEffect:
+    """What a batch changed: records to put, and counts."""
+
+    items: list[Item]
+    users_added: int = 0
+    rows_added: int = 0
+    rows_damaged: int = 0
+    evicted_users_removed: int = 0
+    evicted_users_added: int = 0
+    incomplete: set[int] = field(default_factory=set)  # positions of users that lost damaged rows
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A user whose extents ``low..high`` are replaced."""
+
+    index: int  # of the user in the batch
+    record: Record
+    low: int
+    high: int
+
+    def split(self) -> tuple[tuple[Extent, ...], tuple[Extent, ...], tuple[Extent, ...]]:
+        """The extents before, within and after the region."""
+        extents = self.record.extents
+        if self.high < 0:  # an expired user: nothing stays
+            return (), extents, ()
+        return extents[: self.low], extents[self.low : self.high], extents[self.high :]
+
+
+@dataclass(frozen=True)
+class RowWriter:
+    """Writes rows of one namespace. ``grow(places)`` makes the file larger or raises."""
+
+    file: RowFile
+    allocator: ExtentAllocator
+    max_rows_per_user: int | None
+    grow: Callable[[int], None]
+
+    def upsert(
+        self,
+        batch: RecordBatch,
+        expired: NDArray[np.bool_],
+        new: SortedRows,
+        now_s: int,
+        flags: Flag,
+    ) -> WriteEffect:
+        """Save ``new`` to the users of ``batch``; ``flags`` are set on each."""
+        effect = WriteEffect([])
+        fits = self._fits_behind(batch, new) & ~expired
+        if fits.any():
+            self._append_in_place(batch, new, fits, now_s, flags, effect)
+        others = np.flatnonzero(~fits)
+        if len(others):
+            mask = np.repeat(~fits, new.counts)
+            position = np.full(len(fits), -1)
+            position[others] = np.arange(len(others))
+            rewrites = [self._region(batch, expired, new, index) for index in others.tolist()]
+            old, old_run = self._stored(rewrites, new.user_ids, effect)
+            run = position[new.owner[mask]]
+            merged = upsert_runs(
+                len(others), old, old_run, opaque(new.rows)[mask].view(new.rows.dtype), run
+            )
+            self._write_rewrites(
+                rewrites, new.user_ids, merged.rows, merged.starts, now_s, flags, effect
+            )
+        return effect
+
+    def restore(self, batch: RecordBatch, older: SortedRows, now_s: int) -> WriteEffect:
+        """Add rows that a durable tier kept: what is stored here wins, and nothing is missing
+        afterwards."""
+        effect = WriteEffect([])
+        rewrites = []
+        for index, user_id in enumerate(older.user_ids.tolist()):
+            record = batch.record(index, user_id) or Record()
+            effect.evicted_users_removed += bool(record.flags & Flag.EVICTED)
+            record = replace(record, flags=record.flags & ~Flag.EVICTED, evicted_rows=0)
+            rewrites.append(Rewrite(index, record, 0, len(record.extents)))
+        stored, stored_run = self._stored(rewrites, older.user_ids, effect)
+        merged = upsert_runs(len(rewrites), older.rows, older.owner, stored, stored_run)
+        self._write_rewrites(
+            rewrites, older.user_ids, merged.rows, merged.starts, now_s, Flag(0), effect
+        )
+        return effect
+
+    def repair(self, batch: RecordBatch, user_ids: NDArray[np.int64], now_s: int) -> WriteEffect:
+        """Drop rows that fail their check, and records that do; their users are incomplete."""
+        effect = WriteEffect([])
+        rewrites = []
+        for index, user_id in enumerate(user_ids.tolist()):
+            record = batch.record(index, user_id)
+            if batch.damaged[index]:
+                stub = Record(written_s=now_s, flags=int(Flag.EVICTED))
+                effect.items += zip(
+                    record_keys(user_ids[index : index + 1]), [stub.pack(user_id)], strict=True
+                )
+                effect.evicted_users_added += 1
+            elif record is not None:
+                rewrites.append(Rewrite(index, record, 0, len(record.extents)))
+        rows, run = self._stored(rewrites, user_ids, effect)
+        broken = sorted(effect.incomplete)
+        kept = np.isin(run, broken)
+        starts = np.searchsorted(run[kept], [*broken, len(rewrites)])
+        effect.incomplete = set(range(len(broken)))
+        self._write_rewrites(
+            [rewrites[index] for index in broken],
+            user_ids,
+            opaque(rows)[kept].view(rows.dtype),
+            starts,
+            now_s,
+            Flag(0),
+            effect,
+        )
+        return effect
+
+    def replace_rows(
+        self,
+        records: Sequence[Record],
+        user_ids: NDArray[np.int64],
+        rows: NDArray[np.void],
+        starts: NDArray[np.int64],
+        now_s: int,
+    ) -> WriteEffect:
+        """Give users exactly these rows."""
+        effect = WriteEffect([])
+        rewrites = [Rewrite(i, r, 0, len(r.extents)) for i, r in enumerate(records)]
+        self._write_rewrites(rewrites, user_ids, rows, starts, now_s, Flag(0), effect)
+        return effect
+
+    def _fits_behind(self, batch: RecordBatch, new: SortedRows) -> NDArray[np.bool_]:
+        """Users whose new rows are distinct, newer than all stored ones, and have room."""
+        times, keys = new.rows["timestamp_ms"], new.rows["event_key"]
+        first = new.starts[:-1]
+        newer = times[first] > batch.newest_ms
+        newer |= (times[first] == batch.newest_ms) & (keys[first] > batch.newest_key)
+        repeats = repeats_previous(new.owner, new.rows)
+        if repeats.any():
+            newer &= np.bincount(new.owner[repeats], minlength=len(newer)) == 0
+        tail = batch.words[batch.starts[1:] - 1].astype(np.int64)
+        size_class, count = (tail >> CLASS_SHIFT) & CLASS_MASK, tail & COUNT_MASK
+        room = np.where(batch.num_extents > 0, (1 << np.minimum(size_class, 30)) - count, 0)
+        return newer & (new.counts <= room)
+
+    def _append_in_place(
+        self,
+        batch: RecordBatch,
+        new: SortedRows,
+        fits: NDArray[np.bool_],
+        now_s: int,
+        flags: Flag,
+        effect: WriteEffect,
+    ) -> None:
+        words, counts = batch.words, new.counts
+        users = np.flatnonzero(fits)
+        tail = batch.starts[users + 1] - 1
+        free = (words[tail] >> np.uint64(START_SHIFT)).astype(np.int64)
+        free += (words[tail] & np.uint64(COUNT_MASK)).astype(np.int64)
+        mask = np.repeat(fits, counts)
+        length = counts[users]
+        places = np.repeat(free - (np.cumsum(length) - length), length)
+        places += np.arange(len(places))
+        owners = np.repeat(new.user_ids[users], length)
+        rows = new.rows if fits.all() else opaque(new.rows)[mask].view(new.rows.dtype)
+        self.file.write(places, rows, owners)
+        head = batch.starts[users]
+        last = new.starts[users + 1] - 1
+        words[tail] += length.astype(np.uint64)
+        words[head + 1] = new.rows["timestamp_ms"][last].view(np.uint64)
+        words[head + 2] = new.rows["event_key"][last]
+        version = (words[head + 3] + np.uint64(1)) & np.uint64(0xFFFFFFFF)
+        words[head + 3] = version | np.uint64(now_s << 32)
+        words[head + 4] |= np.uint64(int(flags) << 32)
+        words[head] = 0
+        sums = np.add.reduceat(words, batch.starts[:-1])[users]
+        words[head] = np.uint64(CHECK) + new.user_ids[users].view(np.uint64) - sums
+        data = words.view(np.uint8).data
+        keys = record_keys(new.user_ids[users])
+        edges = (batch.starts * 8).tolist()
+        effect.items += [
+            (key, data[edges[user] : edges[user + 1]])
+            for key, user in zip(keys, users.tolist(), strict=True)
+        ]
+        effect.rows_added += int(length.sum())
+
+    def _region(
+        self, batch: RecordBatch, expired: NDArray[np.bool_], new: SortedRows, index: int
+    ) -> Rewrite:
+        """Which extents of a user the new rows fall into."""
+        user_id = int(new.user_ids[index])
+        record = batch.record(index, user_id)
+        if record is None:
+            lost = Flag.EVICTED if batch.damaged[index] else Flag(0)
+            return Rewrite(index, Record(flags=lost), 0, 0)
+        if expired[index]:
+            return Rewrite(index, replace(record, newest_ms=0, newest_key=0, flags=0), 0, -1)
+        extents = record.extents
+        first, last = new.starts[index], new.starts[index + 1] - 1
+        times, keys = new.rows["timestamp_ms"], new.rows["event_key"]
+        oldest = int(times[first]), int(keys[first])
+        newest = int(times[last]), int(keys[last])
+        end = len(extents)
+        if oldest > (record.newest_ms, record.newest_key):
+            tail_is_full = not extents or extents[-1].count == self.allocator.chunk_rows
+            return Rewrite(index, record, end if tail_is_full else end - 1, end)
+        firsts = self._first_ids(extents)
+        low = max(0, sum(start <= oldest for start in firsts) - 1)
+        high = max(low + 1, sum(start <= newest for start in firsts))
+        return Rewrite(index, record, min(low, end), min(high, end))
+
+    def _first_ids(self, extents: Sequence[Extent]) -> list[tuple[int, int]]:
+        starts = np.array([extent.start for extent in extents], np.int64)
+        mapped = self.file.mapped
+        return list(zip(mapped.times[starts].tolist(), mapped.keys[starts].tolist(), strict=True))
+
+    def _stored(
+        self, rewrites: Sequence[Rewrite], user_ids: NDArray[np.int64], effect: WriteEffect
+    ) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """The sound rows in the regions, and the position of each one's rewrite."""
+        spans = [
+            (extent.start, extent.count, run)
+            for run, rewrite in enumerate(rewrites)
+            for extent in rewrite.record.extents[rewrite.low : max(rewrite.high, 0)]
+        ]
+        start, count, run = np.array(spans, np.int64).reshape(-1, 3).T
+        places = np.repeat(start - (np.cumsum(count) - count), count)
+        places += np.arange(len(places))
+        runs = np.repeat(run, count)
+        mapped = self.file.mapped
+        rows = mapped.opaque.take(places)
+        words = (
+            rows.view(np.uint64).reshape(len(rows), -1)
+            if len(rows)
+            else rows.view(np.uint64).reshape(0, 1)
+        )
+        owner = user_ids[np.array([rewrite.index for rewrite in rewrites], np.int64)[runs]]
+        sound = row_sums(words) + mapped.checks.take(places) == np.uint64(CHECK) + owner.view(
+            np.uint64
+        )
+        if not sound.all():
+            effect.rows_damaged += int((~sound).sum())
+            effect.incomplete.update(np.unique(runs[~sound]).tolist())
+            rows, runs = rows[sound], runs[sound]
+        return rows.view(self.file.dtype), runs
+
+    def _write_rewrites(
+        self,
+        rewrites: Sequence[Rewrite],
+        user_ids: NDArray[np.int64],
+        rows: NDArray[np.void],
+        starts: NDArray[np.int64],
+        now_s: int,
+        flags: Flag,
+        effect: WriteEffect,
+    ) -> None:
+        """Write merged rows to fresh places, and the records that name them."""
+        places: list[NDArray[np.int64]] = []
+        edges = starts.tolist()
+        last_ms = rows["timestamp_ms"][starts[1:] - 1].tolist() if len(rows) else []
+        last_key = rows["event_key"][starts[1:] - 1].tolist() if len(rows) else []
+        owners = user_ids[np.array([rewrite.index for rewrite in rewrites], np.int64)]
+        keys = record_keys(owners)
+        for run, rewrite in enumerate(rewrites):
+            record, count = rewrite.record, edges[run + 1] - edges[run]
+            kept_head, replaced, kept_tail = rewrite.split()
+            fresh = self._place(count, sum(e.count for e in kept_head) + count, not kept_tail)
+            for extent in fresh:
+                places.append(np.arange(extent.start, extent.start + extent.count))
+            for extent in replaced:
+                self.allocator.release(extent)
+            extents = self._within_limit((*kept_head, *fresh, *kept_tail))
+            newest_ms, newest_key = record.newest_ms, record.newest_key
+            if count and not kept_tail:
+                newest_ms, newest_key = last_ms[run], last_key[run]
+            changed = replace(
+                record,
+                newest_ms=newest_ms,
+                newest_key=newest_key,
+                version=(record.version + 1) & 0xFFFFFFFF,
+                written_s=now_s,
+                flags=int(record.flags | flags | (Flag.EVICTED if run in effect.incomplete else 0)),
+                extents=extents,
+            )
+            effect.items.append((keys[run], changed.pack(int(owners[run]))))
+            effect.evicted_users_added += bool(changed.flags & ~record.flags & Flag.EVICTED)
+            effect.users_added += bool(extents) - bool(record.extents)
+            effect.rows_added += changed.num_rows - record.num_rows
+        if places:
+            counts = np.diff(starts)
+            self.file.write(np.concatenate(places), rows, np.repeat(owners, counts))
+
+    def _place(self, count: int, total: int, is_tail: bool) -> list[Extent]:
+        """Fresh extents for ``count`` rows of a user that has ``total``."""
+        top, chunk = self.allocator.top, self.allocator.chunk_rows
+        sizes = [chunk] * (count // chunk)
+        if count % chunk:
+            sizes.append(count % chunk)
+        fresh = []
+        for size in sizes:
+            size_class = class_for(size)
+            if is_tail and total >= chunk:  # a long history will grow soon
+                size_class = max(size_class, top - 2)
+            extent = self.allocator.take(size_class)
+            if extent is None:
+                self.grow(chunk)
+                extent = self.allocator.take(size_class)
+                assert extent is not None
+            fresh.append(replace(extent, count=size))
+        return fresh
+
+    def _within_limit(self, extents: tuple[Extent, ...]) -> tuple[Extent, ...]:
+        """Drop the oldest extents that lie wholly beyond the limit of rows; readers hide the
+        rest."""
+        if self.max_rows_per_user is None:
+            return extents
+        total, dropped = sum(extent.count for extent in extents), 0
+        while (
+            dropped < len(extents) - 1 and total - extents[dropped].count >= self.max_rows_per_user
+        ):
+            total -= extents[dropped].count
+            self.allocator.release(extents[dropped])
+            dropped += 1
+        return extents[dropped:]

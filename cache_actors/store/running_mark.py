@@ -1,0 +1,48 @@
+"""A mark in a store's directory: rows were saved that may not have reached the disk.
+
+Without syncing every commit, the death of processes costs nothing: the kernel holds what they
+wrote. When the machine itself goes down, some pages reached the disk and some did not, and a file
+of both must not be trusted. The mark names the boot in which it was set, so that the next one
+knows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """The machine's present boot; empty where the system does not tell."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+class RunningMark:
+    """The mark of one store."""
+
+    def __init__(self, path: Path, is_needed: bool) -> None:
+        self._path = path
+        self._is_needed = is_needed
+        self._is_set = False
+
+    def is_of_earlier_boot(self) -> bool:
+        """Whether the machine went down while the mark was set."""
+        try:
+            return self._path.read_text(encoding="ascii").strip() != boot_id()
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def set(self) -> None:
+        """Rows are about to be saved."""
+        if self._is_needed and not self._is_set:
+            self._path.write_text(boot_id(), encoding="ascii")
+            self._is_set = True
+
+    def clear(self) -> None:
+        """Everything saved so far is on the disk."""
+        self._path.unlink(missing_ok=True)
+        self._is_set = False
