@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.store.records import Extent
+from cache_actors.store.records import extent_class, extent_start, pack_extent
 
 MAX_CLASS, _MIN_TOP_CLASS = 7, 1
 MIN_CLASS = 1
@@ -44,9 +44,9 @@ class ExtentAllocator:
         self.free_rows = 0
         self.resting_rows = 0
         self._free: list[set[int]] = [set() for _ in range(top + 1)]
-        self._resting: deque[tuple[int, list[Extent]]] = deque()
-        self._taken: list[Extent] = []
-        self._released: list[Extent] = []
+        self._resting: deque[tuple[int, list[int]]] = deque()
+        self._taken: list[int] = []
+        self._released: list[int] = []
 
     @property
     def chunk_rows(self) -> int:
@@ -58,7 +58,7 @@ class ExtentAllocator:
         self._free[self.top].update(range(start, end, self.chunk_rows))
         self.free_rows += end - start
 
-    def take(self, size_class: int) -> Extent | None:
+    def take(self, size_class: int) -> int | None:
         """An extent without rows; None when the file has to grow."""
         for larger in range(size_class, self.top + 1):
             if self._free[larger]:
@@ -69,11 +69,11 @@ class ExtentAllocator:
         for smaller in range(larger - 1, size_class - 1, -1):
             self._free[smaller].add(start + (1 << smaller))
         self.free_rows -= 1 << size_class
-        extent = Extent(start, size_class, 0)
+        extent = pack_extent(start, size_class, 0)
         self._taken.append(extent)
         return extent
 
-    def release(self, extent: Extent) -> None:
+    def release(self, extent: int) -> None:
         """Give an extent back once the transaction commits."""
         self._released.append(extent)
 
@@ -81,19 +81,19 @@ class ExtentAllocator:
         """The transaction that took and released extents is committed."""
         if self._released:
             self._resting.append((transaction_id, self._released))
-            self.resting_rows += sum(1 << extent.size_class for extent in self._released)
+            self.resting_rows += sum(1 << extent_class(extent) for extent in self._released)
         self._taken, self._released = [], []
 
     def abort(self) -> None:
         """Undo what was taken and released since the last commit."""
         for extent in self._taken:
-            self._put_back(extent.start, extent.size_class)
+            self._put_back(extent_start(extent), extent_class(extent))
         self._taken, self._released = [], []
 
     @property
     def unused_rows(self) -> int:
         """Places that hold no rows once the transaction under way commits."""
-        released = sum(1 << extent.size_class for extent in self._released)
+        released = sum(1 << extent_class(extent) for extent in self._released)
         return self.free_rows + self.resting_rows + released
 
     @property
@@ -106,8 +106,8 @@ class ExtentAllocator:
         while self._resting and (oldest_reader is None or self._resting[0][0] <= oldest_reader):
             _, extents = self._resting.popleft()
             for extent in extents:
-                self.resting_rows -= 1 << extent.size_class
-                self._put_back(extent.start, extent.size_class)
+                self.resting_rows -= 1 << extent_class(extent)
+                self._put_back(extent_start(extent), extent_class(extent))
 
     def rest_all_but(self, used: NDArray[np.int64], capacity: int, transaction_id: int) -> None:
         """Begin with a file of ``capacity`` places of which the extents ``used [E, 2]`` (start,
@@ -120,7 +120,7 @@ class ExtentAllocator:
         free = list(_aligned_runs(taken, self.top))
         if free:
             self._resting.append((transaction_id, free))
-            self.resting_rows += sum(1 << extent.size_class for extent in free)
+            self.resting_rows += sum(1 << extent_class(extent) for extent in free)
 
     def _put_back(self, start: int, size_class: int) -> None:
         self.free_rows += 1 << size_class
@@ -134,20 +134,20 @@ class ExtentAllocator:
         self._free[size_class].add(start)
 
 
-def _aligned_runs(taken: NDArray[np.bool_], top: int) -> Iterable[Extent]:
+def _aligned_runs(taken: NDArray[np.bool_], top: int) -> Iterable[int]:
     """The untaken places as the largest aligned extents."""
     chunk = 1 << top
     whole = taken[: len(taken) // chunk * chunk].reshape(-1, chunk)
     empty = ~whole.any(axis=1)
     for start in (np.flatnonzero(empty) * chunk).tolist():
-        yield Extent(start, top, 0)
+        yield pack_extent(start, top, 0)
     for row in np.flatnonzero(~empty & ~whole.all(axis=1)).tolist():
         yield from _split(whole[row], row * chunk, top)
 
 
-def _split(taken: NDArray[np.bool_], start: int, size_class: int) -> Iterable[Extent]:
+def _split(taken: NDArray[np.bool_], start: int, size_class: int) -> Iterable[int]:
     if not taken.any():
-        yield Extent(start, size_class, 0)
+        yield pack_extent(start, size_class, 0)
     elif size_class and not taken.all():
         half = 1 << (size_class - 1)
         yield from _split(taken[:half], start, size_class - 1)

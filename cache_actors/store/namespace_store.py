@@ -16,13 +16,20 @@ from cache_actors.store.counters import NamespaceCounters
 from cache_actors.store.errors import MemoryStoreAbsentError, NamespaceMismatchError
 from cache_actors.store.lmdb_environment import LmdbEnvironment
 from cache_actors.store.lookup import Lookup
-from cache_actors.store.records import Record, RecordBatch, record_key, record_keys, users_of_keys
+from cache_actors.store.records import (
+    NO_WORDS,
+    RecordBatch,
+    record_key,
+    record_keys,
+    record_words,
+    users_of_keys,
+)
 from cache_actors.store.row_file import RowFile
 from cache_actors.store.row_formats import decode, decode_into
 from cache_actors.store.row_reads import (
     Gathered,
     are_sound,
-    copy_spans,
+    copy_runs,
     find_one,
     gather_batch,
     state_gives_rows,
@@ -231,21 +238,18 @@ class NamespaceStore:
         if before_ms is not None:
             times = before_ms.tolist()
         found = []
-        for index, user_id in enumerate(user_ids.tolist()):
-            record = batch.record(index, user_id) if readable[index] else None
-            found.append(
-                find_one(record or Record(), n, times[index], file, rules.max_rows_per_user)
-            )
+        for index in range(len(user_ids)):
+            words = batch.words_of(index) if readable[index] else NO_WORDS
+            found.append(find_one(words, n, times[index], file, rules.max_rows_per_user))
         row_bytes = file.row_bytes
         counts = np.array([count for _, count in found], np.int64)
         out = np.empty(int(counts.sum()) * row_bytes, np.uint8)
         data, position = out.data, 0
         sound = True
-        for (spans, count), user_id in zip(found, user_ids.tolist(), strict=True):
+        for (runs, count), user_id in zip(found, user_ids.tolist(), strict=True):
             part = data[position : position + count * row_bytes]
-            checks = copy_spans(spans, file, part)
-            words = np.frombuffer(part, np.uint64).reshape(count, -1) if count else None
-            sound = sound and (words is None or are_sound(words, checks, user_id))
+            checks = copy_runs(runs, count, file, part)
+            sound = sound and are_sound(part, count, checks, user_id)
             position += count * row_bytes
         if not sound:  # rare: the other way tells which rows to leave out
             return gather_batch(batch, user_ids, n, before_ms, file, rules, int(time.time()))
@@ -254,27 +258,20 @@ class NamespaceStore:
     def _read_into(self, user_id: int, n: int, out: NDArray[np.void], transaction: Any) -> int:
         rules, file = self._rules(transaction)
         key = record_key(user_id)
-        if not rules.owned[key[0]]:
-            return 0
         value = transaction.get(key, None, self._index)
-        record = None if value is None else Record.unpack(value, user_id)
-        if record is None:
+        words = None if value is None else record_words(value, user_id)
+        if words is None or not rules.owned[key[0]]:
             return 0
-        if rules.ttl_s is not None and record.written_s + rules.ttl_s < time.time():
+        if rules.ttl_s is not None and (words[3] >> 32) + rules.ttl_s < time.time():
             return 0
-        spans, count = find_one(record, n, None, file, rules.max_rows_per_user)
-        if not count:
-            return 0
-        target = out[:count]
+        runs, count = find_one(words, n, None, file, rules.max_rows_per_user)
         is_plain = self._namespace.stored_dtype == out.dtype
-        stored = target if is_plain else np.empty(count, self._namespace.stored_dtype)
+        stored = out[:count] if is_plain else np.empty(count, self._namespace.stored_dtype)
         data = stored.view(np.uint8).data
-        checks = copy_spans(spans, file, data)
-        words = np.frombuffer(data, np.uint64).reshape(count, -1)
-        if not are_sound(words, checks, user_id):
+        if not are_sound(data, count, copy_runs(runs, count, file, data), user_id):
             return 0
         if not is_plain:
-            decode_into(self._namespace, stored, target)
+            decode_into(self._namespace, stored, out[:count])
         return count
 
     def _keys_from(self, bucket: int, after: bytes | None, transaction: Any) -> list[bytes]:

@@ -20,10 +20,18 @@ from cache_actors.store.limits import StoreLimits
 from cache_actors.store.lmdb_environment import LmdbEnvironment
 from cache_actors.store.namespace_store import ALL_ROWS, NamespaceStore
 from cache_actors.store.recency import Recency
-from cache_actors.store.records import Flag, Record, record_key, record_keys, user_of_key
+from cache_actors.store.records import (
+    NO_WORDS,
+    Flag,
+    Record,
+    record_key,
+    record_keys,
+    record_words,
+    user_of_key,
+)
 from cache_actors.store.row_formats import encode
 from cache_actors.store.row_merge import opaque
-from cache_actors.store.row_reads import copy_spans, find_one
+from cache_actors.store.row_reads import copy_runs, find_one
 from cache_actors.store.row_writes import RowWriter, SortedRows, WriteEffect
 from cache_actors.store.store_scan import scan_index
 from marm.addressing import user_bucket
@@ -91,7 +99,9 @@ class NamespaceWriter(NamespaceStore):
         found = scan_index(self._env, self._index)
         self._file.at_least(found.places_end)
         last = self._env.env.info()["last_txnid"]
-        self.allocator.rest_all_but(found.extents, self._file.mapped.capacity, last)
+        chunk = self.allocator.chunk_rows
+        self._file.places = -(-found.places_end // chunk) * chunk
+        self.allocator.rest_all_but(found.extents, self._file.places, last)
         self.recency = Recency(found.users[np.argsort(found.written_s, kind="stable")].tolist())
         unsaved = (found.flags & Flag.UNSAVED) != 0
         self._unsaved = dict.fromkeys(found.users[unsaved].tolist())
@@ -238,7 +248,7 @@ class NamespaceWriter(NamespaceStore):
         """Commit a change; evict cold users as long as it does not fit."""
         needed = max(
             int((2 * counts + 2).sum()) + self.allocator.chunk_rows,
-            self._file.mapped.capacity // _EVICT_SHARE,
+            self._file.places // _EVICT_SHARE,
         )
         while True:
             try:
@@ -301,7 +311,7 @@ class NamespaceWriter(NamespaceStore):
             more = min(more, room // width // chunk * chunk)
             if more < places:
                 raise BudgetError(f"{self._directory} is at its byte budget")
-        before = self._file.mapped.capacity
+        before = self._file.places
         self._file.grow(more)
         self.allocator.add_places(before, before + more)
 
@@ -401,12 +411,14 @@ class NamespaceWriter(NamespaceStore):
         return deleted
 
     def _forget(self, user_id: int, until_ms: int, transaction: Any) -> int:
-        record = self._record(transaction, user_id)
+        value = transaction.get(record_key(user_id), None, self._index)
+        record = None if value is None else Record.unpack(value, user_id)
         if record is None:
             return 0
-        spans, count = find_one(record, ALL_ROWS, None, self._file, None)
+        words = record_words(value, user_id) or NO_WORDS
+        runs, count = find_one(words, ALL_ROWS, None, self._file, None)
         data = np.empty(count * self._file.row_bytes, np.uint8)
-        copy_spans(spans, self._file, data.data)
+        copy_runs(runs, count, self._file, data.data)
         rows = data.view(self._namespace.stored_dtype)
         kept = opaque(rows)[rows["timestamp_ms"] > until_ms].view(rows.dtype)
         num_forgotten = count - len(kept)
@@ -446,7 +458,7 @@ class NamespaceWriter(NamespaceStore):
         counters.damaged_rows += effect.rows_damaged
         counters.evicted_users -= effect.evicted_users_removed
         counters.evicted_users += effect.evicted_users_added
-        counters.places = self._file.mapped.capacity - self.allocator.unused_rows
+        counters.places = self._file.places - self.allocator.unused_rows
         transaction.put(self._counters_key, counters.pack(), db=self._facts)
 
     def _count(self, transaction: Any, **added: int) -> None:

@@ -22,7 +22,7 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
-from marm.addressing import user_bucket
+from marm.addressing import bucket_of_user, user_bucket
 
 KEY_BYTES = 9
 WORD_BYTES = 8
@@ -36,9 +36,12 @@ so that a page of zeros is damage."""
 START_SHIFT, CLASS_SHIFT = 24, 16
 CLASS_MASK, COUNT_MASK = 0xFF, 0xFFFF
 _SIGN = 1 << 63
-_WORD_MASK = (1 << 64) - 1
-_HEAD = struct.Struct("<QqQIIII")
+_WORD_MASK, _HALF = (1 << 64) - 1, (1 << 32) - 1
+_KEY = struct.Struct(">BQ")
 _EMPTY = bytes(HEAD_BYTES)
+
+NO_WORDS = (0,) * HEAD_WORDS
+"""The words of a user without rows."""
 
 
 class Flag(IntFlag):
@@ -50,22 +53,24 @@ class Flag(IntFlag):
     """The durable tier does not have the newest change."""
 
 
-@dataclass(frozen=True)
-class Extent:
+def pack_extent(start: int, size_class: int, count: int) -> int:
     """``count`` rows at ``start`` of the row file, in a place for ``2 ** size_class``."""
+    return (start << START_SHIFT) | (size_class << CLASS_SHIFT) | count
 
-    start: int
-    size_class: int
-    count: int
 
-    def pack(self) -> int:
-        """The extent as a word."""
-        return (self.start << START_SHIFT) | (self.size_class << CLASS_SHIFT) | self.count
+def extent_start(extent: int) -> int:
+    """First place of an extent."""
+    return extent >> START_SHIFT
 
-    @staticmethod
-    def unpack(word: int) -> Extent:
-        """The extent in a word."""
-        return Extent(word >> START_SHIFT, (word >> CLASS_SHIFT) & CLASS_MASK, word & COUNT_MASK)
+
+def extent_class(extent: int) -> int:
+    """Size class of an extent."""
+    return (extent >> CLASS_SHIFT) & CLASS_MASK
+
+
+def extent_count(extent: int) -> int:
+    """Rows in an extent."""
+    return extent & COUNT_MASK
 
 
 @dataclass(frozen=True)
@@ -78,38 +83,52 @@ class Record:
     written_s: int = 0
     evicted_rows: int = 0
     flags: int = 0
-    extents: tuple[Extent, ...] = ()
+    extents: tuple[int, ...] = ()  # packed, oldest first
 
     @property
     def num_rows(self) -> int:
         """Rows stored, including those beyond the user's limit."""
-        return sum(extent.count for extent in self.extents)
+        return sum(map(extent_count, self.extents))
 
     def pack(self, user_id: int) -> bytes:
         """The record as stored, with its check."""
-        words = [extent.pack() for extent in self.extents]
-        head = (self.newest_ms, self.newest_key, self.version, self.written_s)
-        tail = (self.evicted_rows, self.flags)
-        unchecked = _HEAD.pack(0, *head, *tail) + struct.pack(f"<{len(words)}Q", *words)
-        total = sum(struct.unpack(f"<{HEAD_WORDS + len(words)}Q", unchecked))
-        return struct.pack("<Q", (CHECK + user_id - total) & _WORD_MASK) + unchecked[8:]
+        second = self.version | self.written_s << 32, self.evicted_rows | self.flags << 32
+        newest_ms = self.newest_ms & _WORD_MASK
+        words = (newest_ms, self.newest_key, *second, *self.extents)
+        check = (CHECK + user_id - sum(words)) & _WORD_MASK
+        return struct.pack(f"<{len(words) + 1}Q", check, *words)
 
     @staticmethod
     def unpack(data: bytes | memoryview, user_id: int) -> Record | None:
         """The record in ``data``; None if it is damaged."""
-        if len(data) < HEAD_BYTES or len(data) % WORD_BYTES:
+        words = record_words(data, user_id)
+        if words is None:
             return None
-        words = struct.unpack(f"<{len(data) // WORD_BYTES}Q", data)
-        if (sum(words) - CHECK - user_id) & _WORD_MASK:
-            return None
-        _, newest_ms, newest_key, version, written_s, evicted, flags = _HEAD.unpack_from(data)
-        extents = tuple(map(Extent.unpack, words[HEAD_WORDS:]))
-        return Record(newest_ms, newest_key, version, written_s, evicted, flags, extents)
+        _, newest_ms, newest_key, version, evicted = words[:HEAD_WORDS]
+        newest_ms -= (newest_ms >> 63) << 64
+        return Record(
+            newest_ms,
+            newest_key,
+            version & _HALF,
+            version >> 32,
+            evicted & _HALF,
+            evicted >> 32,
+            words[HEAD_WORDS:],
+        )
+
+
+def record_words(data: bytes | memoryview, user_id: int) -> tuple[int, ...] | None:
+    """The words of a record; None if it is damaged."""
+    count = len(data) // WORD_BYTES
+    if count < HEAD_WORDS or len(data) % WORD_BYTES:
+        return None
+    words = struct.unpack(f"<{count}Q", data)
+    return None if (sum(words) - CHECK - user_id) & _WORD_MASK else words
 
 
 def record_key(user_id: int) -> bytes:
     """The key of one user."""
-    return record_keys(np.array([user_id], np.int64))[0]
+    return _KEY.pack(bucket_of_user(user_id), user_id + _SIGN)
 
 
 def record_keys(user_ids: NDArray[np.int64]) -> list[bytes]:
@@ -197,6 +216,10 @@ class RecordBatch:
     def num_extents(self) -> NDArray[np.int64]:
         """Extents of each user."""
         return np.diff(self.starts) - HEAD_WORDS
+
+    def words_of(self, index: int) -> tuple[int, ...]:
+        """One user's words."""
+        return tuple(self.words[self.starts[index] : self.starts[index + 1]].tolist())
 
     def record(self, index: int, user_id: int) -> Record | None:
         """One user's record; None if it is absent or damaged."""

@@ -18,6 +18,7 @@ from cache_actors.store.errors import MemoryFullError, MemoryStoreAbsentError, M
 from cache_actors.store.records import CHECK, WORD_BYTES
 
 _GROWTH_SHARE = 16
+_BLOCK_BYTES = 512
 _MIN_GROWTH_BYTES, _MAX_GROWTH_BYTES = 1 << 18, 64 << 20
 
 
@@ -35,7 +36,10 @@ class MappedRows:
 
 
 class RowFile:
-    """Both files. ``mapped`` is replaced as the files grow; a mapping in use stays valid."""
+    """Both files. ``mapped`` is replaced as the files grow; a mapping in use stays valid.
+
+    ``places`` counts what the writer reserved; it begins with what the index names.
+    """
 
     def __init__(self, path: Path, stored_dtype: np.dtype, readonly: bool) -> None:
         self.path = path
@@ -53,11 +57,13 @@ class RowFile:
         except OSError as error:
             raise MemoryStoreError(f"row file {path} cannot be opened: {error}") from error
         self.mapped = self._map()
+        self.places = 0
 
     @property
     def file_bytes(self) -> int:
-        """Size of both files."""
-        return self.mapped.capacity * (self.row_bytes + WORD_BYTES)
+        """Bytes that both files take. They look larger: their size doubles, so that a mapping
+        lasts, while blocks are reserved bit by bit."""
+        return sum(os.fstat(file).st_blocks for file in (self._rows, self._checks)) * _BLOCK_BYTES
 
     def at_least(self, places: int) -> MappedRows:
         """A mapping that has ``places``, which the index says exist."""
@@ -73,26 +79,31 @@ class RowFile:
 
     def growth(self, chunk_rows: int, at_least: int) -> int:
         """Places to add next: a share of the file, in whole chunks, and ``at_least`` so many."""
-        share = self.mapped.capacity * self.row_bytes // _GROWTH_SHARE
+        share = self.places * self.row_bytes // _GROWTH_SHARE
         target = min(max(share, _MIN_GROWTH_BYTES), _MAX_GROWTH_BYTES) // self.row_bytes
         return -(-max(target, at_least, 1) // chunk_rows) * chunk_rows
 
     def grow(self, places: int) -> None:
         """Add ``places``. The blocks are reserved now: a write to a mapped file that finds the disk
         full would end the process."""
-        before = self.mapped.capacity
+        end = self.places + places
+        files = ((self._rows, self.row_bytes), (self._checks, WORD_BYTES))
         try:
-            for file, width in ((self._rows, self.row_bytes), (self._checks, WORD_BYTES)):
-                os.posix_fallocate(file, before * width, places * width)
+            if end > self.mapped.capacity:
+                capacity = max(end, 2 * self.mapped.capacity)
+                for file, width in files:
+                    os.ftruncate(file, capacity * width)
+            for file, width in files:
+                os.posix_fallocate(file, self.places * width, places * width)
         except OSError as error:
-            for file, width in ((self._rows, self.row_bytes), (self._checks, WORD_BYTES)):
-                os.ftruncate(file, before * width)
             raise MemoryFullError(
                 f"row file {self.path} cannot grow by {places * self.row_bytes} bytes: "
                 f"{error.strerror}; nothing of this batch was stored. Free space there, or lower "
                 "the byte budget, then save again"
             ) from error
-        self.mapped = self._map()
+        if end > self.mapped.capacity:
+            self.mapped = self._map()
+        self.places = end
 
     def write(
         self, places: NDArray[np.int64], rows: NDArray[np.void], user_ids: NDArray[np.int64]
@@ -122,7 +133,6 @@ class RowFile:
 
     def _map(self) -> MappedRows:
         sizes = os.fstat(self._rows).st_size, os.fstat(self._checks).st_size
-        # The check file is grown last, so it decides.
         capacity = min(sizes[0] // self.row_bytes, sizes[1] // WORD_BYTES)
         access = mmap.ACCESS_READ if self._readonly else mmap.ACCESS_WRITE
         if capacity == 0:

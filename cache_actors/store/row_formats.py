@@ -17,9 +17,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_actors.store.half_floats import narrow_into, widen
 from marm.memory import EVENT_BYTES, Namespace
 
 _LEVELS = np.float32(127)
+_LARGEST = np.finfo(np.float16).max
 
 
 def encode(namespace: Namespace, rows: NDArray[np.void]) -> NDArray[np.void]:
@@ -68,9 +70,9 @@ def decode_into(namespace: Namespace, stored: NDArray[np.void], out: NDArray[np.
         _copy_first_bytes(stored, out, out.dtype.itemsize)
         return
     _copy_first_bytes(stored, out, EVENT_BYTES)
-    if layers:
-        scale = stored["scale"][:, :layers, None]
-        np.multiply(stored["memory"][:, :layers], scale, out=out["memory"], casting="same_kind")
+    wide = stored["memory"][:, :layers].astype(np.float32)
+    wide *= stored["scale"][:, :layers, None]
+    narrow_into(wide, out["memory"])
 
 
 def as_read(namespace: Namespace, rows: NDArray[np.void]) -> NDArray[np.void]:
@@ -86,10 +88,11 @@ def _quantize(namespace: Namespace, memory: NDArray, stored: NDArray[np.void]) -
     """Fill ``scale`` and ``memory`` of ``stored`` from ``memory`` ``[R, L, D]``."""
     if not memory.size:
         return
-    wide = memory.astype(np.float32)
-    largest = np.abs(wide).max(axis=-1)
-    if not np.isfinite(largest).all():
-        row, layer = np.argwhere(~np.isfinite(largest))[0].tolist()
+    # Magnitudes of float16 are in the order of their bits, which are faster to compare.
+    magnitude_bits = memory.view(np.int16) & np.int16(0x7FFF)
+    largest = widen(magnitude_bits.max(axis=-1).view(np.float16))
+    if largest.max() > _LARGEST:
+        row, layer = np.argwhere(largest > _LARGEST)[0].tolist()
         raise ValueError(
             f"rows of {namespace.name} must be finite to be stored as int8: layer {layer} of row "
             f"{row} is not"
@@ -97,6 +100,7 @@ def _quantize(namespace: Namespace, memory: NDArray, stored: NDArray[np.void]) -
     scale = largest / _LEVELS
     # A layer of zeros keeps scale 0 and zeros.
     steps = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    wide = widen(memory)
     wide *= steps[..., None]
     stored["scale"] = scale
     stored["memory"] = np.rint(wide, out=wide)

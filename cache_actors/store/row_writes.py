@@ -20,10 +20,11 @@ from cache_actors.store.records import (
     CLASS_SHIFT,
     COUNT_MASK,
     START_SHIFT,
-    Extent,
     Flag,
     Record,
     RecordBatch,
+    extent_count,
+    extent_start,
     record_keys,
 )
 from cache_actors.store.row_file import RowFile, row_sums
@@ -84,7 +85,7 @@ class Rewrite:
     low: int
     high: int
 
-    def split(self) -> tuple[tuple[Extent, ...], tuple[Extent, ...], tuple[Extent, ...]]:
+    def split(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The extents before, within and after the region."""
         extents = self.record.extents
         if self.high < 0:  # an expired user: nothing stays
@@ -264,15 +265,15 @@ class RowWriter:
         newest = int(times[last]), int(keys[last])
         end = len(extents)
         if oldest > (record.newest_ms, record.newest_key):
-            tail_is_full = not extents or extents[-1].count == self.allocator.chunk_rows
+            tail_is_full = not extents or extent_count(extents[-1]) == self.allocator.chunk_rows
             return Rewrite(index, record, end if tail_is_full else end - 1, end)
         firsts = self._first_ids(extents)
         low = max(0, sum(start <= oldest for start in firsts) - 1)
         high = max(low + 1, sum(start <= newest for start in firsts))
         return Rewrite(index, record, min(low, end), min(high, end))
 
-    def _first_ids(self, extents: Sequence[Extent]) -> list[tuple[int, int]]:
-        starts = np.array([extent.start for extent in extents], np.int64)
+    def _first_ids(self, extents: Sequence[int]) -> list[tuple[int, int]]:
+        starts = np.array(list(map(extent_start, extents)), np.int64)
         mapped = self.file.mapped
         return list(zip(mapped.times[starts].tolist(), mapped.keys[starts].tolist(), strict=True))
 
@@ -281,7 +282,7 @@ class RowWriter:
     ) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         """The sound rows in the regions, and the position of each one's rewrite."""
         spans = [
-            (extent.start, extent.count, run)
+            (extent_start(extent), extent_count(extent), run)
             for run, rewrite in enumerate(rewrites)
             for extent in rewrite.record.extents[rewrite.low : max(rewrite.high, 0)]
         ]
@@ -326,34 +327,37 @@ class RowWriter:
         for run, rewrite in enumerate(rewrites):
             record, count = rewrite.record, edges[run + 1] - edges[run]
             kept_head, replaced, kept_tail = rewrite.split()
-            fresh = self._place(count, sum(e.count for e in kept_head) + count, not kept_tail)
+            is_long = len(kept_head) > 1 or count >= self.allocator.chunk_rows
+            fresh = self._place(count, is_long and not kept_tail)
             for extent in fresh:
-                places.append(np.arange(extent.start, extent.start + extent.count))
+                start = extent_start(extent)
+                places.append(np.arange(start, start + extent_count(extent)))
             for extent in replaced:
                 self.allocator.release(extent)
             extents = self._within_limit((*kept_head, *fresh, *kept_tail))
             newest_ms, newest_key = record.newest_ms, record.newest_key
             if count and not kept_tail:
                 newest_ms, newest_key = last_ms[run], last_key[run]
-            changed = replace(
-                record,
-                newest_ms=newest_ms,
-                newest_key=newest_key,
-                version=(record.version + 1) & 0xFFFFFFFF,
-                written_s=now_s,
-                flags=int(record.flags | flags | (Flag.EVICTED if run in effect.incomplete else 0)),
-                extents=extents,
+            lost = Flag.EVICTED if run in effect.incomplete else Flag(0)
+            changed = Record(
+                newest_ms,
+                newest_key,
+                (record.version + 1) & 0xFFFFFFFF,
+                now_s,
+                record.evicted_rows,
+                int(record.flags | flags | lost),
+                extents,
             )
             effect.items.append((keys[run], changed.pack(int(owners[run]))))
             effect.evicted_users_added += bool(changed.flags & ~record.flags & Flag.EVICTED)
             effect.users_added += bool(extents) - bool(record.extents)
-            effect.rows_added += changed.num_rows - record.num_rows
+            effect.rows_added += count - sum(map(extent_count, replaced))
         if places:
             counts = np.diff(starts)
             self.file.write(np.concatenate(places), rows, np.repeat(owners, counts))
 
-    def _place(self, count: int, total: int, is_tail: bool) -> list[Extent]:
-        """Fresh extents for ``count`` rows of a user that has ``total``."""
+    def _place(self, count: int, will_grow: bool) -> list[int]:
+        """Fresh extents for ``count`` rows, with room behind them where more will come soon."""
         top, chunk = self.allocator.top, self.allocator.chunk_rows
         sizes = [chunk] * (count // chunk)
         if count % chunk:
@@ -361,26 +365,27 @@ class RowWriter:
         fresh = []
         for size in sizes:
             size_class = class_for(size)
-            if is_tail and total >= chunk:  # a long history will grow soon
+            if will_grow:
                 size_class = max(size_class, top - 2)
             extent = self.allocator.take(size_class)
             if extent is None:
                 self.grow(chunk)
                 extent = self.allocator.take(size_class)
                 assert extent is not None
-            fresh.append(replace(extent, count=size))
+            fresh.append(extent + size)
         return fresh
 
-    def _within_limit(self, extents: tuple[Extent, ...]) -> tuple[Extent, ...]:
+    def _within_limit(self, extents: tuple[int, ...]) -> tuple[int, ...]:
         """Drop the oldest extents that lie wholly beyond the limit of rows; readers hide the
         rest."""
         if self.max_rows_per_user is None:
             return extents
-        total, dropped = sum(extent.count for extent in extents), 0
+        total, dropped = sum(map(extent_count, extents)), 0
         while (
-            dropped < len(extents) - 1 and total - extents[dropped].count >= self.max_rows_per_user
+            dropped < len(extents) - 1
+            and total - extent_count(extents[dropped]) >= self.max_rows_per_user
         ):
-            total -= extents[dropped].count
+            total -= extent_count(extents[dropped])
             self.allocator.release(extents[dropped])
             dropped += 1
         return extents[dropped:]
