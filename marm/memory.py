@@ -8,18 +8,41 @@ exact event key, never by a hash alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from marm.addressing import user_bucket
 from marm.events import TASKS, merge_feedback
 
 RAW_STEP = -1
 """``written_step`` of a row that was ingested but not yet computed by training."""
 
-ROW_DTYPES = ("float16", "float32")
+ROW_DTYPES = ("float16", "float32", "int8")
+"""How a namespace keeps its memory. ``int8`` has one scale per row and layer; callers see float16.
+"""
+
+_STORED_WORD_BYTES = 8
+_SCAN_USERS = 256
+
+_EVENT_FIELDS: list[tuple[str, Any]] = [
+    ("event_key", np.uint64),
+    ("item_id", np.int64),
+    ("timestamp_ms", np.int64),
+    ("author_id", np.int64),
+    ("tag_id", np.int64),
+    ("context_id", np.int32),
+    ("feedback", np.uint32),
+    ("written_step", np.int32),
+    ("written_s", np.uint32),
+]
+
+EVENT_BYTES = np.dtype(_EVENT_FIELDS).itemsize
+"""Bytes of a row before its memory, in every namespace and at rest."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +81,55 @@ class Namespace:
         return f"{self.family}-l{self.depth}-d{self.dim}-{self.dtype}-{self.sequence}-e{self.epoch}"
 
     @property
+    def memory_dtype(self) -> np.dtype:
+        """The numbers callers see in ``memory``: float16 for an int8 namespace."""
+        return np.dtype("float16" if self.dtype == "int8" else self.dtype)
+
+    @cached_property
     def row_dtype(self) -> np.dtype:
         """Layout of one row; ``memory`` is ``[L, D]`` and holds y_1..y_L of Eq. (6).
 
         ``written_step`` and ``written_s`` are the training step and the Unix time in seconds that
         computed it: what staleness is measured by.
         """
-        return np.dtype(
-            [
-                ("event_key", np.uint64),
-                ("item_id", np.int64),
-                ("timestamp_ms", np.int64),
-                ("author_id", np.int64),
-                ("tag_id", np.int64),
-                ("context_id", np.int32),
-                ("feedback", np.uint32),
-                ("written_step", np.int32),
-                ("written_s", np.uint32),
-                ("memory", np.dtype(self.dtype), (self.depth, self.dim)),
-            ]
-        )
+        return _row_dtype(self.memory_dtype, self.depth, self.dim)
+
+    def layers_dtype(self, layers: int | None) -> np.dtype:
+        """``row_dtype`` with only the first ``layers`` layers of ``memory`` (None: all of them).
+
+        With 0 layers ``memory`` is still there, of shape ``[0, D]``: code that reads rows of any
+        selection needs no second case.
+        """
+        if layers is not None and not 0 <= layers <= self.depth:
+            raise ValueError(
+                f"layers must be None or between 0 and the depth {self.depth} of {self.name}, "
+                f"got {layers}"
+            )
+        if layers is None or layers == self.depth:
+            return self.row_dtype
+        return _row_dtype(self.memory_dtype, layers, self.dim)
+
+    @cached_property
+    def stored_dtype(self) -> np.dtype:
+        """Layout of one row at rest: ``row_dtype``, or for int8 its quantized form.
+
+        An int8 row has ``scale`` (float32 ``[L]``) before its int8 ``memory``. Rows are checked and
+        moved as 8-byte words, so a layout that is no multiple of 8 bytes ends in a ``pad`` of zero
+        bytes (a field, not a gap: numpy leaves gaps uninitialised, and these bytes are checked). It
+        comes last so that the first layers of a row stay the first bytes of a stored one.
+        """
+        fields: list[tuple[str, Any, Any]] = [(name, kind, ()) for name, kind in _EVENT_FIELDS]
+        if self.dtype == "int8":
+            fields.append(("scale", np.float32, (self.depth,)))
+        fields.append(("memory", self.dtype, (self.depth, self.dim)))
+        pad_bytes = -np.dtype(fields).itemsize % _STORED_WORD_BYTES
+        if pad_bytes:
+            fields.append(("pad", np.uint8, (pad_bytes,)))
+        return np.dtype(fields)
+
+
+def _row_dtype(numbers: np.dtype, layers: int, dim: int) -> np.dtype:
+    return np.dtype([*_EVENT_FIELDS, ("memory", numbers, (layers, dim))])
 
 
 @dataclass(frozen=True)
@@ -142,6 +194,20 @@ class Memory(Protocol):
 
         Idempotent. A raw row never erases a computed one; feedback of both is merged.
         """
+        ...
+
+
+class ScannableMemory(Protocol):
+    """A memory that can be read from end to end, bucket by bucket."""
+
+    @property
+    def namespace(self) -> Namespace:
+        """The namespace of the rows."""
+        ...
+
+    def scan(self, bucket: int) -> Iterator[UserRows]:
+        """All rows of all users of ``bucket`` (`marm.addressing.user_bucket`), some users at a
+        time; every user comes once."""
         ...
 
 
@@ -217,6 +283,14 @@ class InProcessMemory:
             offsets[index + 1] = offsets[index] + (0 if rows is None else len(rows))
         packed = np.concatenate(parts) if parts else np.empty(0, self._namespace.row_dtype)
         return UserRows(np.asarray(user_ids, np.int64), offsets, packed)
+
+    def scan(self, bucket: int) -> Iterator[UserRows]:
+        """See `ScannableMemory.scan`; users in the order of their ids."""
+        users = np.array(sorted(self._users), np.int64)
+        users = users[user_bucket(users) == bucket]
+        for start in range(0, len(users), _SCAN_USERS):
+            part = users[start : start + _SCAN_USERS]
+            yield self.fetch(part, max(len(self._users[user]) for user in part.tolist()))
 
     def save(self, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> DoneAck:
         """See `Memory.save`."""

@@ -27,6 +27,7 @@ class MappedShard:
         self._stores: dict[Namespace, NamespaceStore] = {}
         self._lock = threading.Lock()
         try:
+            self._facts = self._env.table(b"facts")  # not within a transaction that uses it
             self.generation = self._env.read(self._read_generation)
         except BaseException:
             self._env.close()
@@ -49,7 +50,7 @@ class MappedShard:
         self._env.close()
 
     def _read_generation(self, transaction: Any) -> str:
-        stored = transaction.get(FORMAT_KEY, None, self._env.table(b"facts"))
+        stored = transaction.get(FORMAT_KEY, None, self._facts)
         if stored is None:
             raise MemoryStoreAbsentError(
                 f"store {self.directory} is not initialised yet; let its writer open it first"

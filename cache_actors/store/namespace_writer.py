@@ -127,7 +127,7 @@ class NamespaceWriter(NamespaceStore):
             return DoneAck()
         new = SortedRows.of(user_ids, encode(self._namespace, rows))
         newest_step = int(rows["written_step"].max())
-        flags = Flag.UNSAVED if self._shard.track_unsaved else Flag(0)
+        flags = Flag.UNSAVED if self._shard.track_unsaved else 0
         change = partial(self._upsert, new, flags, newest_step, num_forgotten)
         self._with_room(change, new.counts)
         users = new.user_ids.tolist()
@@ -344,7 +344,7 @@ class NamespaceWriter(NamespaceStore):
         return None if value is None else Record.unpack(value, user_id)
 
     def _upsert(
-        self, new: SortedRows, flags: Flag, newest_step: int, num_forgotten: int, transaction: Any
+        self, new: SortedRows, flags: int, newest_step: int, num_forgotten: int, transaction: Any
     ) -> None:
         batch = self._batch(transaction, new.user_ids)
         now_s = int(time.time())
@@ -377,7 +377,7 @@ class NamespaceWriter(NamespaceStore):
                 version=(record.version + 1) & 0xFFFFFFFF,
                 written_s=record.written_s,
                 evicted_rows=record.evicted_rows + record.num_rows,
-                flags=int(Flag.EVICTED),
+                flags=Flag.EVICTED,
             )
             effect.items.append((record_key(user_id), stub.pack(user_id)))
             effect.rows_added -= record.num_rows

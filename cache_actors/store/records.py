@@ -17,7 +17,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntFlag
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +43,8 @@ NO_WORDS = (0,) * HEAD_WORDS
 """The words of a user without rows."""
 
 
-class Flag(IntFlag):
-    """What is special about a user."""
+class Flag:
+    """Bits of what is special about a user; plain integers, for they are used per row."""
 
     EVICTED = 1
     """Rows were dropped that the durable tier, or the log, still has."""
@@ -104,10 +103,14 @@ class Record:
         words = record_words(data, user_id)
         if words is None:
             return None
+        return Record.of_words(words)
+
+    @staticmethod
+    def of_words(words: tuple[int, ...]) -> Record:
+        """The record of words that were checked."""
         _, newest_ms, newest_key, version, evicted = words[:HEAD_WORDS]
-        newest_ms -= (newest_ms >> 63) << 64
         return Record(
-            newest_ms,
+            newest_ms - ((newest_ms >> 63) << 64),
             newest_key,
             version & _HALF,
             version >> 32,
@@ -221,10 +224,8 @@ class RecordBatch:
         """One user's words."""
         return tuple(self.words[self.starts[index] : self.starts[index + 1]].tolist())
 
-    def record(self, index: int, user_id: int) -> Record | None:
+    def record(self, index: int) -> Record | None:
         """One user's record; None if it is absent or damaged."""
         if self.absent[index] or self.damaged[index]:
             return None
-        return Record.unpack(
-            self.words[self.starts[index] : self.starts[index + 1]].data.cast("B"), user_id
-        )
+        return Record.of_words(self.words_of(index))

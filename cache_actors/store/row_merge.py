@@ -32,6 +32,13 @@ def opaque(rows: NDArray[np.void]) -> NDArray[np.void]:
     return np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize)))
 
 
+def expand_runs(start: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``start[i], start[i] + 1, ...`` of ``count[i]`` numbers, run after run."""
+    numbers = np.repeat(start - (np.cumsum(count) - count), count)
+    numbers += np.arange(len(numbers))
+    return numbers
+
+
 def sort_rows(user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> NDArray[np.int64]:
     """The order by user, time and event key; rows of one event stay in order of arrival."""
     return np.lexsort((rows["event_key"], rows["timestamp_ms"], user_ids))

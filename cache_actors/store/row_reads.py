@@ -23,6 +23,7 @@ from cache_actors.store.records import (
     RecordBatch,
 )
 from cache_actors.store.row_file import MappedRows, RowFile, row_sums
+from cache_actors.store.row_merge import expand_runs
 from cache_actors.store.rules import ReadRules
 from marm.addressing import user_bucket
 
@@ -75,8 +76,7 @@ def gather_batch(
     low = np.clip(begin[owner] - offset, 0, count)
     length = np.clip(end[owner] - offset, 0, count) - low
     np.maximum(length, 0, out=length)
-    places = np.repeat(start + low - (np.cumsum(length) - length), length)
-    places += np.arange(len(places))
+    places = expand_runs(start + low, length)
     rows, checks = mapped.opaque.take(places), mapped.checks.take(places)
     counts = np.where(state_gives_rows(state), end - begin, 0)
     return _checked(rows, checks, counts, user_ids, state)

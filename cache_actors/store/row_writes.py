@@ -28,7 +28,7 @@ from cache_actors.store.records import (
     record_keys,
 )
 from cache_actors.store.row_file import RowFile, row_sums
-from cache_actors.store.row_merge import opaque, repeats_previous, upsert_runs
+from cache_actors.store.row_merge import expand_runs, opaque, repeats_previous, upsert_runs
 
 Item = tuple[bytes, bytes | memoryview]
 
@@ -108,7 +108,7 @@ class RowWriter:
         expired: NDArray[np.bool_],
         new: SortedRows,
         now_s: int,
-        flags: Flag,
+        flags: int,
     ) -> WriteEffect:
         """Save ``new`` to the users of ``batch``; ``flags`` are set on each."""
         effect = WriteEffect([])
@@ -136,16 +136,14 @@ class RowWriter:
         afterwards."""
         effect = WriteEffect([])
         rewrites = []
-        for index, user_id in enumerate(older.user_ids.tolist()):
-            record = batch.record(index, user_id) or Record()
+        for index in range(len(older.user_ids)):
+            record = batch.record(index) or Record()
             effect.evicted_users_removed += bool(record.flags & Flag.EVICTED)
             record = replace(record, flags=record.flags & ~Flag.EVICTED, evicted_rows=0)
             rewrites.append(Rewrite(index, record, 0, len(record.extents)))
         stored, stored_run = self._stored(rewrites, older.user_ids, effect)
         merged = upsert_runs(len(rewrites), older.rows, older.owner, stored, stored_run)
-        self._write_rewrites(
-            rewrites, older.user_ids, merged.rows, merged.starts, now_s, Flag(0), effect
-        )
+        self._write_rewrites(rewrites, older.user_ids, merged.rows, merged.starts, now_s, 0, effect)
         return effect
 
     def repair(self, batch: RecordBatch, user_ids: NDArray[np.int64], now_s: int) -> WriteEffect:
@@ -153,9 +151,9 @@ class RowWriter:
         effect = WriteEffect([])
         rewrites = []
         for index, user_id in enumerate(user_ids.tolist()):
-            record = batch.record(index, user_id)
+            record = batch.record(index)
             if batch.damaged[index]:
-                stub = Record(written_s=now_s, flags=int(Flag.EVICTED))
+                stub = Record(written_s=now_s, flags=Flag.EVICTED)
                 effect.items += zip(
                     record_keys(user_ids[index : index + 1]), [stub.pack(user_id)], strict=True
                 )
@@ -173,7 +171,7 @@ class RowWriter:
             opaque(rows)[kept].view(rows.dtype),
             starts,
             now_s,
-            Flag(0),
+            0,
             effect,
         )
         return effect
@@ -189,7 +187,7 @@ class RowWriter:
         """Give users exactly these rows."""
         effect = WriteEffect([])
         rewrites = [Rewrite(i, r, 0, len(r.extents)) for i, r in enumerate(records)]
-        self._write_rewrites(rewrites, user_ids, rows, starts, now_s, Flag(0), effect)
+        self._write_rewrites(rewrites, user_ids, rows, starts, now_s, 0, effect)
         return effect
 
     def _fits_behind(self, batch: RecordBatch, new: SortedRows) -> NDArray[np.bool_]:
@@ -212,7 +210,7 @@ class RowWriter:
         new: SortedRows,
         fits: NDArray[np.bool_],
         now_s: int,
-        flags: Flag,
+        flags: int,
         effect: WriteEffect,
     ) -> None:
         words, counts = batch.words, new.counts
@@ -222,8 +220,7 @@ class RowWriter:
         free += (words[tail] & np.uint64(COUNT_MASK)).astype(np.int64)
         mask = np.repeat(fits, counts)
         length = counts[users]
-        places = np.repeat(free - (np.cumsum(length) - length), length)
-        places += np.arange(len(places))
+        places = expand_runs(free, length)
         owners = np.repeat(new.user_ids[users], length)
         rows = new.rows if fits.all() else opaque(new.rows)[mask].view(new.rows.dtype)
         self.file.write(places, rows, owners)
@@ -234,7 +231,7 @@ class RowWriter:
         words[head + 2] = new.rows["event_key"][last]
         version = (words[head + 3] + np.uint64(1)) & np.uint64(0xFFFFFFFF)
         words[head + 3] = version | np.uint64(now_s << 32)
-        words[head + 4] |= np.uint64(int(flags) << 32)
+        words[head + 4] |= np.uint64(flags << 32)
         words[head] = 0
         sums = np.add.reduceat(words, batch.starts[:-1])[users]
         words[head] = np.uint64(CHECK) + new.user_ids[users].view(np.uint64) - sums
@@ -251,10 +248,9 @@ class RowWriter:
         self, batch: RecordBatch, expired: NDArray[np.bool_], new: SortedRows, index: int
     ) -> Rewrite:
         """Which extents of a user the new rows fall into."""
-        user_id = int(new.user_ids[index])
-        record = batch.record(index, user_id)
+        record = batch.record(index)
         if record is None:
-            lost = Flag.EVICTED if batch.damaged[index] else Flag(0)
+            lost = Flag.EVICTED if batch.damaged[index] else 0
             return Rewrite(index, Record(flags=lost), 0, 0)
         if expired[index]:
             return Rewrite(index, replace(record, newest_ms=0, newest_key=0, flags=0), 0, -1)
@@ -287,8 +283,7 @@ class RowWriter:
             for extent in rewrite.record.extents[rewrite.low : max(rewrite.high, 0)]
         ]
         start, count, run = np.array(spans, np.int64).reshape(-1, 3).T
-        places = np.repeat(start - (np.cumsum(count) - count), count)
-        places += np.arange(len(places))
+        places = expand_runs(start, count)
         runs = np.repeat(run, count)
         mapped = self.file.mapped
         rows = mapped.opaque.take(places)
@@ -314,11 +309,11 @@ class RowWriter:
         rows: NDArray[np.void],
         starts: NDArray[np.int64],
         now_s: int,
-        flags: Flag,
+        flags: int,
         effect: WriteEffect,
     ) -> None:
         """Write merged rows to fresh places, and the records that name them."""
-        places: list[NDArray[np.int64]] = []
+        placed: list[int] = []
         edges = starts.tolist()
         last_ms = rows["timestamp_ms"][starts[1:] - 1].tolist() if len(rows) else []
         last_key = rows["event_key"][starts[1:] - 1].tolist() if len(rows) else []
@@ -329,32 +324,32 @@ class RowWriter:
             kept_head, replaced, kept_tail = rewrite.split()
             is_long = len(kept_head) > 1 or count >= self.allocator.chunk_rows
             fresh = self._place(count, is_long and not kept_tail)
-            for extent in fresh:
-                start = extent_start(extent)
-                places.append(np.arange(start, start + extent_count(extent)))
+            placed += fresh
             for extent in replaced:
                 self.allocator.release(extent)
-            extents = self._within_limit((*kept_head, *fresh, *kept_tail))
+            kept = self._within_limit((*kept_head, *fresh, *kept_tail))
             newest_ms, newest_key = record.newest_ms, record.newest_key
             if count and not kept_tail:
                 newest_ms, newest_key = last_ms[run], last_key[run]
-            lost = Flag.EVICTED if run in effect.incomplete else Flag(0)
+            lost = Flag.EVICTED if run in effect.incomplete else 0
             changed = Record(
                 newest_ms,
                 newest_key,
                 (record.version + 1) & 0xFFFFFFFF,
                 now_s,
                 record.evicted_rows,
-                int(record.flags | flags | lost),
-                extents,
+                record.flags | flags | lost,
+                kept,
             )
             effect.items.append((keys[run], changed.pack(int(owners[run]))))
             effect.evicted_users_added += bool(changed.flags & ~record.flags & Flag.EVICTED)
-            effect.users_added += bool(extents) - bool(record.extents)
+            effect.users_added += bool(kept) - bool(record.extents)
             effect.rows_added += count - sum(map(extent_count, replaced))
-        if places:
-            counts = np.diff(starts)
-            self.file.write(np.concatenate(places), rows, np.repeat(owners, counts))
+        if placed:
+            extents = np.array(placed, np.uint64)
+            start = (extents >> np.uint64(START_SHIFT)).astype(np.int64)
+            count = (extents & np.uint64(COUNT_MASK)).astype(np.int64)
+            self.file.write(expand_runs(start, count), rows, np.repeat(owners, np.diff(starts)))
 
     def _place(self, count: int, will_grow: bool) -> list[int]:
         """Fresh extents for ``count`` rows, with room behind them where more will come soon."""
@@ -366,7 +361,7 @@ class RowWriter:
         for size in sizes:
             size_class = class_for(size)
             if will_grow:
-                size_class = max(size_class, top - 2)
+                size_class = max(size_class, top - 1)
             extent = self.allocator.take(size_class)
             if extent is None:
                 self.grow(chunk)
