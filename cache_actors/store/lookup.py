@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from marm.memory import UserRows
 
+ALL_ROWS = 1 << 40
+"""More rows than any user has."""
+
 
 class UserState(IntEnum):
     """What the rows given for a user are."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cache_actors.store.counters import NamespaceCounters
 from cache_actors.store.errors import MemoryStoreAbsentError, NamespaceMismatchError
 from cache_actors.store.lmdb_environment import LmdbEnvironment
-from cache_actors.store.lookup import Lookup
+from cache_actors.store.lookup import ALL_ROWS, Lookup
 from cache_actors.store.records import (
     NO_WORDS,
     RecordBatch,
@@ -42,8 +42,6 @@ _ONE_BY_ONE_USERS = 4
 """Up to so many users, plain Python is faster than columns."""
 
 _USERS_PER_CHUNK = 256
-ALL_ROWS = 1 << 40
-"""More rows than any user has."""
 
 
 @dataclass(frozen=True)

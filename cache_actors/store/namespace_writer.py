@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,25 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_actors.store.counters import NamespaceCounters
-from cache_actors.store.errors import MemoryFullError, MemoryStoreError, NamespaceMismatchError
+from cache_actors.store.errors import MemoryFullError, MemoryStoreError
 from cache_actors.store.extents import ExtentAllocator, top_class
 from cache_actors.store.limits import StoreLimits
 from cache_actors.store.lmdb_environment import LmdbEnvironment
-from cache_actors.store.namespace_store import ALL_ROWS, NamespaceStore
+from cache_actors.store.lookup import ALL_ROWS
+from cache_actors.store.namespace_changes import NamespaceChanges
+from cache_actors.store.namespace_store import NamespaceStore
 from cache_actors.store.recency import Recency
 from cache_actors.store.records import (
-    NO_WORDS,
     Flag,
-    Record,
     record_key,
     record_keys,
-    record_words,
-    user_of_key,
 )
+from cache_actors.store.row_checks import check_rows
 from cache_actors.store.row_formats import encode
-from cache_actors.store.row_merge import opaque
-from cache_actors.store.row_reads import copy_runs, find_one
-from cache_actors.store.row_writes import RowWriter, SortedRows, WriteEffect
+from cache_actors.store.row_writes import SortedRows
 from cache_actors.store.store_scan import scan_index
 from marm.addressing import user_bucket
 from marm.memory import DoneAck, Namespace, UserRows
@@ -103,10 +99,19 @@ class NamespaceWriter(NamespaceStore):
         self._file.places = -(-found.places_end // chunk) * chunk
         self.allocator.rest_all_but(found.extents, self._file.places, last)
         self.recency = Recency(found.users[np.argsort(found.written_s, kind="stable")].tolist())
+        self._changes = NamespaceChanges(
+            self._index,
+            self._facts,
+            self._counters_key,
+            self._file,
+            self.allocator,
+            self._shard.limits,
+            self._grow,
+        )
         unsaved = (found.flags & Flag.UNSAVED) != 0
         self._unsaved = dict.fromkeys(found.users[unsaved].tolist())
         if found.damaged_keys:
-            self._commit(partial(self._delete_keys, found.damaged_keys))
+            self._commit(partial(self._changes.delete_keys, found.damaged_keys))
 
     def save(self, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> DoneAck:
         """See `marm.memory.Memory.save`: one transaction, committed when this returns.
@@ -128,7 +133,7 @@ class NamespaceWriter(NamespaceStore):
         new = SortedRows.of(user_ids, encode(self._namespace, rows))
         newest_step = int(rows["written_step"].max())
         flags = Flag.UNSAVED if self._shard.track_unsaved else 0
-        change = partial(self._upsert, new, flags, newest_step, num_forgotten)
+        change = partial(self._changes.upsert, new, flags, newest_step, num_forgotten)
         self._with_room(change, new.counts)
         users = new.user_ids.tolist()
         self.recency.add(users)
@@ -150,7 +155,7 @@ class NamespaceWriter(NamespaceStore):
         if not len(kept_rows):
             return
         older = SortedRows.of(user_ids, encode(self._namespace, kept_rows))
-        self._with_room(partial(self._restore, older), older.counts)
+        self._with_room(partial(self._changes.restore, older), older.counts)
         self.recency.add(older.user_ids.tolist())
 
     def unsaved(self, max_users: int) -> Unsaved:
@@ -172,7 +177,7 @@ class NamespaceWriter(NamespaceStore):
         def change(transaction: Any) -> list[int]:
             saved = []
             for user_id, version in zip(user_ids.tolist(), versions.tolist(), strict=True):
-                record = self._record(transaction, user_id)
+                record = self._changes.record(transaction, user_id)
                 if record is None or record.version == version:
                     saved.append(user_id)
                 if record is not None and record.version == version:
@@ -187,7 +192,7 @@ class NamespaceWriter(NamespaceStore):
         """Drop the rows of users, so that the durable tier or the log must be asked; the number of
         users that had any."""
         user_ids = np.ascontiguousarray(user_ids, np.int64)
-        evicted = self._commit(partial(self._drop_rows, user_ids))
+        evicted = self._commit(partial(self._changes.drop_rows, user_ids))
         self.recency.remove(user_ids.tolist())
         for user_id in user_ids.tolist():
             self._unsaved.pop(user_id, None)
@@ -196,7 +201,7 @@ class NamespaceWriter(NamespaceStore):
     def remove(self, user_ids: NDArray[np.int64]) -> int:
         """Remove users without a trace; how many there were."""
         user_ids = np.ascontiguousarray(user_ids, np.int64)
-        removed = self._commit(partial(self._delete_keys, record_keys(user_ids)))
+        removed = self._commit(partial(self._changes.delete_keys, record_keys(user_ids)))
         self.recency.remove(user_ids.tolist())
         for user_id in user_ids.tolist():
             self._unsaved.pop(user_id, None)
@@ -204,13 +209,13 @@ class NamespaceWriter(NamespaceStore):
 
     def forget(self, user_id: int, until_ms: int) -> int:
         """Remove a user's rows up to a time; how many there were. Nothing counts as missing."""
-        dropped: int = self._commit(partial(self._forget, user_id, until_ms))
+        dropped: int = self._commit(partial(self._changes.forget, user_id, until_ms))
         return dropped
 
     def repair(self, user_ids: NDArray[np.int64]) -> int:
         """Drop damaged rows of users, who count as evicted then; the number of rows dropped."""
         user_ids = np.unique(np.ascontiguousarray(user_ids, np.int64))
-        dropped: int = self._commit(partial(self._repair, user_ids))
+        dropped: int = self._commit(partial(self._changes.repair, user_ids))
         return dropped
 
     def expire(self, now_s: int) -> int:
@@ -223,7 +228,7 @@ class NamespaceWriter(NamespaceStore):
         for start in range(0, len(old), 1024):
             removed += self.remove(old[start : start + 1024])
         if removed:
-            self._commit(lambda t: self._count(t, expired=removed))
+            self._commit(lambda t: self._changes.count(t, expired=removed))
         return removed
 
     def drop(self) -> None:
@@ -299,7 +304,7 @@ class NamespaceWriter(NamespaceStore):
             if not waiting.all():
                 return users[~waiting]
             count = int(waiting.sum())
-            self._commit(lambda t: self._count(t, evicted_unsaved=count))
+            self._commit(lambda t: self._changes.count(t, evicted_unsaved=count))
         return users
 
     def _grow(self, places: int) -> None:
@@ -334,139 +339,6 @@ class NamespaceWriter(NamespaceStore):
         self.allocator.commit(transaction_id)
         return result
 
-    def _writer(self) -> RowWriter:
-        return RowWriter(
-            self._file, self.allocator, self._shard.limits.max_rows_per_user, self._grow
-        )
-
-    def _record(self, transaction: Any, user_id: int) -> Record | None:
-        value = transaction.get(record_key(user_id), None, self._index)
-        return None if value is None else Record.unpack(value, user_id)
-
-    def _upsert(
-        self, new: SortedRows, flags: int, newest_step: int, num_forgotten: int, transaction: Any
-    ) -> None:
-        batch = self._batch(transaction, new.user_ids)
-        now_s = int(time.time())
-        expired = np.zeros(len(new.user_ids), np.bool_)
-        if self._shard.limits.ttl_s is not None:
-            expired = ~batch.absent & (batch.written_s + int(self._shard.limits.ttl_s) < now_s)
-        effect = self._writer().upsert(batch, expired, new, now_s, flags)
-        self._put(transaction, effect)
-        counters = self._counters(transaction)
-        counters.newest_step = max(counters.newest_step, newest_step)
-        counters.forgotten_rows += num_forgotten
-        counters.saves += 1
-        self._put_counters(transaction, counters, effect)
-
-    def _restore(self, older: SortedRows, transaction: Any) -> None:
-        batch = self._batch(transaction, older.user_ids)
-        effect = self._writer().restore(batch, older, int(time.time()))
-        self._put(transaction, effect)
-        self._put_counters(transaction, self._counters(transaction), effect)
-
-    def _drop_rows(self, user_ids: NDArray[np.int64], transaction: Any) -> int:
-        effect, dropped, newly = WriteEffect([]), 0, 0
-        for user_id in user_ids.tolist():
-            record = self._record(transaction, user_id)
-            if record is None or not record.extents:
-                continue
-            for extent in record.extents:
-                self.allocator.release(extent)
-            stub = Record(
-                version=(record.version + 1) & 0xFFFFFFFF,
-                written_s=record.written_s,
-                evicted_rows=record.evicted_rows + record.num_rows,
-                flags=Flag.EVICTED,
-            )
-            effect.items.append((record_key(user_id), stub.pack(user_id)))
-            effect.rows_added -= record.num_rows
-            newly += not record.flags & Flag.EVICTED
-            dropped += 1
-        effect.users_added -= dropped
-        self._put(transaction, effect)
-        counters = self._counters(transaction)
-        counters.evictions += dropped
-        counters.evicted_users += newly
-        self._put_counters(transaction, counters, effect)
-        return dropped
-
-    def _delete_keys(self, keys: list[bytes], transaction: Any) -> int:
-        effect, deleted = WriteEffect([]), 0
-        counters = self._counters(transaction)
-        for key in keys:
-            value = transaction.get(key, None, self._index)
-            if value is None:
-                continue
-            record = Record.unpack(value, user_of_key(key))
-            if record is not None:
-                for extent in record.extents:
-                    self.allocator.release(extent)
-                effect.rows_added -= record.num_rows
-                effect.users_added -= bool(record.extents)
-                counters.evicted_users -= bool(record.flags & Flag.EVICTED)
-            transaction.delete(key, db=self._index)
-            deleted += 1
-        self._put_counters(transaction, counters, effect)
-        return deleted
-
-    def _forget(self, user_id: int, until_ms: int, transaction: Any) -> int:
-        value = transaction.get(record_key(user_id), None, self._index)
-        record = None if value is None else Record.unpack(value, user_id)
-        if record is None:
-            return 0
-        words = record_words(value, user_id) or NO_WORDS
-        runs, count = find_one(words, ALL_ROWS, None, self._file, None)
-        data = np.empty(count * self._file.row_bytes, np.uint8)
-        copy_runs(runs, count, self._file, data.data)
-        rows = data.view(self._namespace.stored_dtype)
-        kept = opaque(rows)[rows["timestamp_ms"] > until_ms].view(rows.dtype)
-        num_forgotten = count - len(kept)
-        if not len(kept):
-            self._delete_keys([record_key(user_id)], transaction)
-        elif num_forgotten or record.flags & Flag.EVICTED:
-            whole = replace(record, flags=record.flags & ~Flag.EVICTED, evicted_rows=0)
-            users, starts = np.array([user_id], np.int64), np.array([0, len(kept)], np.int64)
-            effect = self._writer().replace_rows([whole], users, kept, starts, record.written_s)
-            effect.evicted_users_removed = int(bool(record.flags & Flag.EVICTED))
-            self._put(transaction, effect)
-            self._put_counters(transaction, self._counters(transaction), effect)
-        counters = self._counters(transaction)
-        counters.forgotten_rows += num_forgotten
-        self._put_counters(transaction, counters, WriteEffect([]))
-        return num_forgotten
-
-    def _repair(self, user_ids: NDArray[np.int64], transaction: Any) -> int:
-        batch = self._batch(transaction, user_ids)
-        effect = self._writer().repair(batch, user_ids, int(time.time()))
-        self._put(transaction, effect)
-        self._put_counters(transaction, self._counters(transaction), effect)
-        return effect.rows_damaged
-
-    def _put(self, transaction: Any, effect: WriteEffect) -> None:
-        effect.items.sort(key=itemgetter(0))  # neighbours in the index are written together
-        transaction.cursor(self._index).putmulti(effect.items)
-
-    def _counters(self, transaction: Any) -> NamespaceCounters:
-        return NamespaceCounters.unpack(transaction.get(self._counters_key, None, self._facts))
-
-    def _put_counters(
-        self, transaction: Any, counters: NamespaceCounters, effect: WriteEffect
-    ) -> None:
-        counters.users += effect.users_added
-        counters.rows += effect.rows_added
-        counters.damaged_rows += effect.rows_damaged
-        counters.evicted_users -= effect.evicted_users_removed
-        counters.evicted_users += effect.evicted_users_added
-        counters.places = self._file.places - self.allocator.unused_rows
-        transaction.put(self._counters_key, counters.pack(), db=self._facts)
-
-    def _count(self, transaction: Any, **added: int) -> None:
-        counters = self._counters(transaction)
-        for name, amount in added.items():
-            setattr(counters, name, getattr(counters, name) + amount)
-        transaction.put(self._counters_key, counters.pack(), db=self._facts)
-
     def _check_owned(self, user_ids: NDArray[np.int64]) -> None:
         owned = self._shard.owned()
         if not owned.all() and not owned[user_bucket(user_ids)].all():
@@ -485,28 +357,3 @@ class NamespaceWriter(NamespaceStore):
             for index in np.flatnonzero(concerned).tolist():
                 kept[index] = rows["timestamp_ms"][index] > forgotten[int(user_ids[index])]
         return kept
-
-
-def check_rows(namespace: Namespace, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> None:
-    """Refuse rows that are not of ``namespace``, not one per user id, or not finite."""
-    if rows.dtype != namespace.row_dtype:
-        raise NamespaceMismatchError.of("the array to save", namespace, rows.dtype)
-    if user_ids.shape != rows.shape or rows.ndim != 1:
-        raise ValueError(
-            f"save needs one user id per row, got {user_ids.shape} ids for {rows.shape} rows"
-        )
-    memory = rows["memory"]
-    if not memory.size:
-        return
-    # All exponent bits set is infinite or not a number; far cheaper than isfinite on float16.
-    bits, exponent = _EXPONENTS[memory.dtype.itemsize]
-    if ((memory.view(bits) & exponent) == exponent).any():
-        bad = np.flatnonzero(~np.isfinite(memory).all(axis=(1, 2)))
-        raise ValueError(
-            f"memory vectors must be finite, but {len(bad)} of {len(rows)} rows are not, the first "
-            f"of user {int(user_ids[bad[0]])}; nothing of this batch was stored. Look for "
-            f"diverging training or values beyond {namespace.dtype}"
-        )
-
-
-_EXPONENTS = {2: (np.uint16, np.uint16(0x7C00)), 4: (np.uint32, np.uint32(0x7F800000))}

@@ -112,6 +112,8 @@ class RowWriter:
     ) -> WriteEffect:
         """Save ``new`` to the users of ``batch``; ``flags`` are set on each."""
         effect = WriteEffect([])
+        was_evicted = (batch.flags & np.uint32(Flag.EVICTED)) != 0
+        effect.evicted_users_removed += int((expired & was_evicted).sum())
         fits = self._fits_behind(batch, new) & ~expired
         if fits.any():
             self._append_in_place(batch, new, fits, now_s, flags, effect)
@@ -344,7 +346,7 @@ class RowWriter:
             effect.items.append((keys[run], changed.pack(int(owners[run]))))
             effect.evicted_users_added += bool(changed.flags & ~record.flags & Flag.EVICTED)
             effect.users_added += bool(kept) - bool(record.extents)
-            effect.rows_added += count - sum(map(extent_count, replaced))
+            effect.rows_added += changed.num_rows - record.num_rows
         if placed:
             extents = np.array(placed, np.uint64)
             start = (extents >> np.uint64(START_SHIFT)).astype(np.int64)

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from cache_actors.store.errors import NamespaceMismatchError
 from cache_actors.store.limits import UNLIMITED, Durability, StoreLimits
 from cache_actors.store.lmdb_environment import MAX_MAP_BYTES, open_environment
-from cache_actors.store.lookup import UserState
+from cache_actors.store.lookup import ALL_ROWS, UserState
 from cache_actors.store.mapped_shard import FORMAT_KEY, STORE_FORMAT, generation_of
-from cache_actors.store.namespace_store import ALL_ROWS, StoreStats
+from cache_actors.store.namespace_store import StoreStats
 from cache_actors.store.namespace_writer import NamespaceWriter
 from cache_actors.store.rules import ReadRules
 from cache_actors.store.running_mark import RunningMark
