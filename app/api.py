@@ -88,7 +88,7 @@ def create_api(service: Service, max_body_bytes: int) -> FastAPI:
     async def healthz() -> JSONResponse:
         """200 when requests can be answered, else 503 with the reason."""
         health = await service.health()
-        status_code = 503 if health.status == "no_model" else 200
+        status_code = 503 if health.status in ("no_model", "restoring") else 200
         return JSONResponse(health.model_dump(), status_code=status_code)
 
     return api

@@ -39,6 +39,9 @@ class MemoryArgs(Strict):
     pool: Name = "default"
     shards: Annotated[int, Field(ge=1, le=256)] | None = None
     """As many as the pool was made with when not given."""
+    await_restore: bool = False
+    """Not ready before `marm memory restore` has finished: for a new cluster that is refilled from
+    a snapshot. One that is under way is waited for in any case."""
 
 
 class VariantArgs(Strict):

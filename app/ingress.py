@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,10 +17,11 @@ from app.background import BackgroundState
 from app.feedback import FeedbackService
 from app.log_sink import LogSink
 from app.service import Service
-from cache_actors.pool.client import MemoryClient
 from cache_actors.home import Home
 from cache_actors.log_writer import connect_log_writer
+from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.shard_link import PoolInfo
+from cache_actors.transfer.restore_mark import restore_awaited
 from marm.memory import Namespace
 from stages.graph import StageCall, StageGraph
 from stages.pool_memory import PoolMemory
@@ -55,6 +57,9 @@ class Ingress:
             feedback=feedback,
             statuses=self._statuses,
             limits=args.limits,
+            restore_awaited=partial(
+                restore_awaited, pool.directory, required=args.memory.await_restore
+            ),
         )
         self._state.start()
 

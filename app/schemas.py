@@ -150,7 +150,7 @@ class StageHealth(BaseModel):
 class HealthResponse(BaseModel):
     """Whether the service can recommend, by stage variant."""
 
-    status: Literal["ready", "degraded", "no_model"]
+    status: Literal["ready", "degraded", "no_model", "restoring"]
     reason: str
     stages: dict[str, StageHealth]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -50,12 +51,14 @@ class Service:
         feedback: FeedbackService,
         statuses: Callable[[], Awaitable[list[StageStatus]]],
         limits: LimitArgs,
+        restore_awaited: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.arms = arms
         self._graph = graph
         self._feedback = feedback
         self._statuses = statuses
         self._limits = limits
+        self._restore_awaited = restore_awaited
 
     async def recommend(self, body: RecommendRequest, request_id: str) -> RecommendResponse:
         """The best items for a user, and how each stage came to them."""
@@ -109,6 +112,9 @@ class Service:
         waiting = [status.problem for status in statuses if status.problem]
         if not any(status.ready for status in statuses if status.stage == "retrieval"):
             return HealthResponse(status="no_model", reason=NO_MODEL, stages=stages)
+        awaited = await asyncio.to_thread(self._restore_awaited)
+        if awaited is not None:  # it answers already, but from a memory that is nearly empty
+            return HealthResponse(status="restoring", reason=awaited, stages=stages)
         if waiting:
             return HealthResponse(status="degraded", reason="; ".join(waiting), stages=stages)
         return HealthResponse(status="ready", reason="", stages=stages)

@@ -100,10 +100,12 @@ class GroupCommitter:
 
     def commit(self, batches: list[EventBatch]) -> list[list[bool]]:
         """Make the new events of ``batches`` durable; for each event whether it was appended
-        (true) or a duplicate (false). If this raises, nothing was appended."""
+        (true) or not (false: a duplicate, or older than when its user was forgotten). If this
+        raises, nothing was appended."""
         events = EventBatch.concat(batches)
         identities = report_identity(events)
-        fresh = self._recent.unseen(identities)
+        # A client that repeats old feedback must not bring back what its user had forgotten.
+        fresh = self._recent.unseen(identities) & ~self._log.forgets(events)
         if fresh.any():
             self._log.append(events.take(fresh))
         self._recent.remember(identities[fresh])  # only now: a failed append may be tried again
@@ -214,6 +216,7 @@ def _newest_first(log: EventLog) -> Iterator[EventBatch]:
             file = log.footer(path)
             if file is None:
                 continue
-            found = log.events(file, np.zeros_like(file.bucket_rows))
-            if found is not None:
-                yield found[0].take(np.argsort(found[0].timestamp_ms, kind="stable"))
+            rows = log.rows(file, np.zeros_like(file.bucket_rows))
+            if rows is not None:
+                events = rows.readable()
+                yield events.take(np.argsort(events.timestamp_ms, kind="stable"))

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from marm.addressing import NUM_BUCKETS
 from marm.memory import Namespace
 
@@ -77,12 +80,13 @@ class MemorySize:
 
     @property
     def stored_bytes(self) -> int:
-        """One copy in the store: rows, checks, the unused part of last chunks, and the index."""
+        """One copy in the store: rows, checks, unused places of chunks, and the index.
+
+        Users differ: numbers of rows are taken as spread evenly from 1 to twice the mean.
+        """
+        counts = np.arange(1, 2 * self.rows)
         chunk = chunk_rows(self.row_bytes)
-        chunks = math.ceil(self.rows / chunk)
-        places = (chunks - 1) * chunk + mean_places_of_last_chunk(chunk)
-        # Rows per user differ, so the last chunk is of any length, on average half of one.
-        places += self.rows - (chunks - 1) * chunk - (chunk + 1) / 2
+        places, chunks = _places(counts, chunk).mean(), (-(-counts // chunk)).mean()
         index = (INDEX_BYTES_PER_USER + INDEX_BYTES_PER_CHUNK * chunks) / INDEX_FILL
         return round(self.users * (places * (self.row_bytes + CHECK_BYTES) + index))
 
@@ -245,10 +249,12 @@ def chunk_rows(row_bytes: int) -> int:
     return max(MIN_CHUNK_ROWS, min(MAX_CHUNK_ROWS, power))
 
 
-def mean_places_of_last_chunk(chunk: int) -> float:
-    """Row places that a last chunk takes, over all numbers of rows that it may have."""
-    places = [max(MIN_CHUNK_ROWS, 1 << (rows - 1).bit_length()) for rows in range(1, chunk + 1)]
-    return sum(places) / chunk
+def _places(counts: NDArray[np.int64], chunk: int) -> NDArray[np.int64]:
+    """Row places that users take: full chunks, and one of the next power of two."""
+    full = (counts - 1) // chunk
+    powers = 1 << np.arange(chunk.bit_length())
+    last = powers[np.searchsorted(powers, counts - full * chunk)]
+    return full * chunk + np.maximum(last, MIN_CHUNK_ROWS)
 
 
 def allocated_bytes(wanted: int) -> int:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache_actors.event_log.offsets import LogOffsets
+from cache_actors.store.row_formats import as_read
 from marm.events import EventBatch
 from marm.inputs import ModelInputs
 from marm.memory import Memory, UserRows
@@ -166,7 +167,8 @@ class StreamTrainer:
         rows["memory"] = memory_BLD.float().cpu().numpy()
         rows["written_step"] = self.step
         rows["written_s"] = int(time.time())
-        owners, rows = events.user_id[keep], rows[keep]
+        # As they will be read: results must not depend on when a save is acknowledged.
+        owners, rows = events.user_id[keep], as_read(self._memory.namespace, rows[keep])
         self._overlay.add(PendingSave(owners, rows, self._memory.save(owners, rows)))
 
     def _exchange_header(self, batch: Prepared, idle_since: float) -> _Header:

@@ -9,15 +9,16 @@ from rich.markup import escape
 
 from app.cli.demo import demo
 from app.cli.ingest import ingest_command
-from app.cli.memory import memory_app
+from app.cli.memory.commands import memory_app
 from app.cli.models import models_app
 from app.cli.serve import serve_command
 from app.cli.session import console
 from app.cli.train import train_command
 from app.cli.world import world_command
 from app.demo import DemoError
-from cache_actors.registry import ModelRegistryError
 from cache_actors.pool.shard_link import MemoryUnavailable
+from cache_actors.registry import ModelRegistryError
+from train.rebuild.log_job import RebuildError
 from train.run import TrainingError
 
 cli_app = typer.Typer(
@@ -42,6 +43,7 @@ def cli() -> None:
         ValueError,
         OSError,
         TrainingError,
+        RebuildError,
         DemoError,
         ModelRegistryError,
         MemoryUnavailable,

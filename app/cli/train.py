@@ -36,7 +36,7 @@ def train_command(
     sequence: Annotated[
         str, typer.Option(help="Events that become history: all, or a task such as long_view.")
     ] = "all",
-    dtype: Annotated[str, typer.Option(help="Stored rows: float16 or float32.")] = "float16",
+    dtype: Annotated[str, typer.Option(help="Stored rows: float16, float32 or int8.")] = "float16",
     epoch: Annotated[int, typer.Option(help="Raise to start a fresh memory.")] = 0,
     stages: Annotated[str, typer.Option(help="Comma-separated models to train.")] = ",".join(
         STAGES

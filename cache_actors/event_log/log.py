@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache_actors.atomic_files import remove_abandoned, write_hint
+from cache_actors.event_log.forgotten import ForgottenUsers
 from cache_actors.event_log.offsets import FIRST_SEGMENT, LogOffsets, as_buckets
 from cache_actors.event_log.reader import LogReader
 from cache_actors.event_log.schema import check_events
@@ -19,8 +21,9 @@ from cache_actors.event_log.segments import (
     SEGMENT_NAME,
     SegmentError,
     SegmentFile,
-    read_events,
+    SegmentRows,
     read_footer,
+    read_rows,
     segment_files,
     segment_numbers,
     segment_path,
@@ -52,10 +55,11 @@ class EventLog:
         if max_segment_events < 1:
             raise ValueError(f"max_segment_events must be at least 1, got {max_segment_events}")
         self._segments = Path(path) / "segments"
+        self._forgotten = ForgottenUsers(Path(path))
         self._max_segment_events = max_segment_events
         self._last_known: int | None = None
         self._problems: dict[str, str] = {}
-        self._num_events: dict[int, int] = {}  # of whole segments, which never change
+        self._num_events: dict[int, int] = {}  # of whole segments, as they were first seen
 
     def append(self, events: EventBatch) -> int:
         """Commit ``events``, all or none, and return their segment's number.
@@ -122,7 +126,9 @@ class EventLog:
         return LogOffsets.at_segment(self.last_segment() + 1)
 
     def num_events(self, after: LogOffsets | None = None, buckets: ArrayLike = ALL_BUCKETS) -> int:
-        """Readable events of ``buckets`` after ``after`` (default: all), without decoding them."""
+        """Readable events of ``buckets`` after ``after`` (default: all), without decoding them.
+
+        Events of forgotten users count until they are erased."""
         positions = (after or LogOffsets.start()).positions
         owned = as_buckets(buckets)
         total = 0
@@ -177,15 +183,19 @@ class EventLog:
             self._report_damaged(path, error)
             return None
 
-    def events(
-        self, file: SegmentFile, skip_rows: NDArray[np.int64]
-    ) -> tuple[EventBatch, NDArray[np.int64]] | None:
-        """Events and buckets of a file; None for a damaged one, which is reported."""
+    def rows(self, file: SegmentFile, skip_rows: NDArray[np.int64]) -> SegmentRows | None:
+        """Rows of a file; None for a damaged one, which is reported. Events of forgotten users
+        count as erased, whether or not they are still in the file."""
         try:
-            return read_events(file, skip_rows)
+            rows = read_rows(file, skip_rows)
         except SegmentError as error:
             self._report_damaged(file.path, error)
             return None
+        return replace(rows, erased=rows.erased | self.forgets(rows.events))
+
+    def forgets(self, events: EventBatch) -> NDArray[np.bool_]:
+        """Which events belong to users who were forgotten after them (see `forgotten`)."""
+        return self._forgotten.covers(events.user_id, events.timestamp_ms)
 
     def _hinted_last(self) -> int:
         try:
@@ -205,7 +215,8 @@ class EventLog:
 
 def _rows_left(file: SegmentFile, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows of each bucket of a file of segment ``number`` that ``positions`` has not consumed."""
-    partly = file.bucket_rows - np.clip(positions[:, 1] - file.first_rows, 0, file.bucket_rows)
+    partly = np.clip(positions[:, 1] - file.first_rows, 0, file.bucket_rows)
     untouched = positions[:, 0] < number
     finished = positions[:, 0] > number
-    return np.where(untouched, file.bucket_rows, np.where(finished, 0, partly))
+    consumed = np.where(untouched, 0, np.where(finished, file.bucket_rows, partly))
+    return file.rows_after(consumed)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache_actors.event_log.offsets import LogOffsets, as_buckets
-from cache_actors.event_log.segments import SegmentFile
+from cache_actors.event_log.segments import SegmentFile, SegmentRows
 from marm.addressing import NUM_BUCKETS
 from marm.events import EventBatch
 
@@ -30,10 +30,8 @@ class CommittedSegments(Protocol):
         """What is in a file; None for a damaged one, which is reported."""
         ...
 
-    def events(
-        self, file: SegmentFile, skip_rows: NDArray[np.int64]
-    ) -> tuple[EventBatch, NDArray[np.int64]] | None:
-        """Events and buckets of a file; None for a damaged one, which is reported."""
+    def rows(self, file: SegmentFile, skip_rows: NDArray[np.int64]) -> SegmentRows | None:
+        """Rows of a file; None for a damaged one, which is reported."""
         ...
 
 
@@ -54,13 +52,13 @@ class LogReader:
         self._reading = np.zeros(NUM_BUCKETS, np.bool_)  # buckets that the open segment concerns
         self._segment = 0
         self._files: deque[Path] = deque()
-        self._events = EventBatch.empty()
-        self._event_buckets = np.empty(0, np.int64)
-        self._handed_out = 0  # of self._events
+        self._rows = SegmentRows.empty()
+        self._consumed = 0  # of self._rows
 
     @property
     def offsets(self) -> LogOffsets:
-        """Where to resume: exactly after the events handed out so far."""
+        """Where to resume: exactly after the events handed out so far. Erased rows count as rows,
+        so an erasure leaves offsets valid."""
         return LogOffsets(self._positions.copy())
 
     def next(self, max_events: int) -> EventBatch | None:
@@ -73,18 +71,20 @@ class LogReader:
         batches: list[EventBatch] = []
         missing = max_events
         while missing and self._has_events():
-            start = self._handed_out
-            end = min(start + missing, len(self._events))
-            batches.append(self._events.take(slice(start, end)))
+            start = self._consumed
+            end = min(start + missing, len(self._rows.bucket))
+            events = self._rows.take(slice(start, end)).readable()
             self._consume(end)
-            missing -= end - start
+            if len(events):
+                batches.append(events)
+                missing -= len(events)
         if not batches:
             return None
         return batches[0] if len(batches) == 1 else EventBatch.concat(batches)
 
     def _has_events(self) -> bool:
         """Make sure that decoded events are waiting; false at the end of the log."""
-        while self._handed_out == len(self._events):
+        while self._consumed == len(self._rows.bucket):
             if self._files:
                 self._decode(self._files.popleft())
             elif not self._open_segment():
@@ -109,27 +109,26 @@ class LogReader:
 
     def _decode(self, path: Path) -> None:
         """Decode the part of a file that is ours and not yet consumed, into time order."""
-        self._events, self._handed_out = EventBatch.empty(), 0
+        self._rows, self._consumed = SegmentRows.empty(), 0
         file = self._log.footer(path)
         if file is not None:
             consumed = np.clip(self._positions[:, 1] - file.first_rows, 0, file.bucket_rows)
             skip_rows = np.where(self._reading, consumed, file.bucket_rows)
-            found = self._log.events(file, skip_rows)
-            if found is not None:
+            rows = self._log.rows(file, skip_rows)
+            if rows is not None:
                 # Rows of earlier parts that were damaged count as consumed from here on.
                 reached = np.maximum(self._positions[:, 1], file.first_rows)
                 self._positions[self._reading, 1] = reached[self._reading]
-                events, buckets = found
-                order = np.lexsort((events.event_key, events.timestamp_ms))
-                self._events, self._event_buckets = events.take(order), buckets[order]
-        if not len(self._events) and not self._files:
+                order = np.lexsort((rows.events.event_key, rows.events.timestamp_ms))
+                self._rows = rows.take(order)
+        if not len(self._rows.bucket) and not self._files:
             self._close_segment()
 
     def _consume(self, end: int) -> None:
-        buckets = self._event_buckets[self._handed_out : end]
+        buckets = self._rows.bucket[self._consumed : end]
         self._positions[:, 1] += np.bincount(buckets, minlength=NUM_BUCKETS)
-        self._handed_out = end
-        if end == len(self._events) and not self._files:
+        self._consumed = end
+        if end == len(self._rows.bucket) and not self._files:
             self._close_segment()
 
     def _close_segment(self) -> None:

@@ -4,6 +4,9 @@ A segment is what one append committed. It is one file, or, when the append was 
 may be, one directory of such files (parts) in time order; either gets its number in a single atomic
 step. Rows of a file are sorted by (bucket, timestamp_ms, event_key) and its metadata says how many
 rows each bucket has, so a reader of some buckets can skip the rest of the file.
+
+A file is written once. Only an erasure (`cache_actors.event_log.erase`) replaces it, by one with as
+many rows in the same places, so that offsets stay valid; rows of no bucket are the erased ones.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +41,12 @@ MAX_SEGMENT_EVENTS = 250_000
 """Most events of one file; bounds the memory of a reader."""
 
 FORMAT_VERSION = 1
+ERASED_FORMAT_VERSION = 2
+"""Of files with erased rows, which readers of the first format would take for events."""
+
+ERASED_BUCKET = -1
+"""In the ``bucket`` column of an erased row; every other column there is meaningless."""
+
 METADATA_KEY = b"marm.event_log"
 SEGMENT_NAME = re.compile(r"(\d{12})\.parquet")
 PART_NAME = re.compile(r"\d{6}-of-(\d{6})\.parquet")
@@ -60,11 +70,38 @@ class SegmentFile:
     first_rows: NDArray[np.int64]  # [NUM_BUCKETS], rows in earlier parts of the same segment
     bucket_rows: NDArray[np.int64]  # [NUM_BUCKETS]
     row_group_starts: NDArray[np.int64]  # [row groups + 1], in rows of the file
+    erased: NDArray[np.int64]  # rows of the file that hold no event any more, ascending
 
-    @property
-    def num_events(self) -> int:
-        """Events in this file."""
-        return int(self.row_group_starts[-1])
+    def rows_after(self, consumed: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Events of each bucket that are left when the first ``consumed[b]`` of its rows are
+        skipped, ``[NUM_BUCKETS]``."""
+        ends = np.cumsum(self.bucket_rows)
+        bucket = np.searchsorted(ends, self.erased, side="right")
+        row_in_bucket = self.erased - (ends - self.bucket_rows)[bucket]
+        left = bucket[row_in_bucket >= consumed[bucket]]
+        return self.bucket_rows - consumed - np.bincount(left, minlength=NUM_BUCKETS)
+
+
+@dataclass(frozen=True)
+class SegmentRows:
+    """Rows of a file, in file order; what stands at erased ones is no event."""
+
+    events: EventBatch
+    bucket: NDArray[np.int64]  # [rows]
+    erased: NDArray[np.bool_]  # [rows]
+
+    @staticmethod
+    def empty() -> SegmentRows:
+        """No rows."""
+        return SegmentRows(EventBatch.empty(), np.empty(0, np.int64), np.empty(0, np.bool_))
+
+    def take(self, index: NDArray | slice) -> SegmentRows:
+        """The rows at ``index`` (integers, a boolean mask or a slice), in that order."""
+        return SegmentRows(self.events.take(index), self.bucket[index], self.erased[index])
+
+    def readable(self) -> EventBatch:
+        """The events among the rows."""
+        return self.events.take(~self.erased) if self.erased.any() else self.events
 
 
 def segment_path(directory: Path, number: int) -> Path:
@@ -124,28 +161,40 @@ def read_footer(path: Path) -> SegmentFile:
         return _verified_footer(path, file)
 
 
-def read_events(
-    segment: SegmentFile, skip_rows: NDArray[np.int64]
-) -> tuple[EventBatch, NDArray[np.int64]]:
-    """Events of a file and their buckets, in file order, without the first ``skip_rows[b]`` rows
-    of each bucket ``b`` (``bucket_rows[b]`` skips all of it)."""
+def read_rows(segment: SegmentFile, skip_rows: NDArray[np.int64]) -> SegmentRows:
+    """Rows of a file, in file order, without the first ``skip_rows[b]`` rows of each bucket ``b``
+    (``bucket_rows[b]`` skips all of it)."""
     bucket_ends = np.cumsum(segment.bucket_rows)
     bucket_starts = bucket_ends - segment.bucket_rows
     wanted = np.flatnonzero(skip_rows < segment.bucket_rows)
     starts, ends = bucket_starts[wanted] + skip_rows[wanted], bucket_ends[wanted]
     groups, position = _row_groups_of(segment, starts, ends)
     if not groups:
-        return EventBatch.empty(), np.empty(0, np.int64)
+        return SegmentRows.empty()
     with _open_parquet(segment.path) as file:
         table = file.read_row_groups(groups, use_threads=len(position) >= _THREADED_READ_EVENTS)
     if table.num_rows != len(position):
         raise SegmentError(f"expected {len(position)} rows, found {table.num_rows}")
-    events = events_from_table(table)
     bucket = np.searchsorted(bucket_ends, position, side="right")
+    # The rows say themselves which are erased: the file may have been replaced since its footer
+    # was read.
+    erased = table.column("bucket").to_numpy() == ERASED_BUCKET
+    rows = SegmentRows(events_from_table(table), bucket, erased)
     keep = position >= (bucket_starts + skip_rows)[bucket]
-    if keep.all():
-        return events, bucket
-    return events.take(keep), bucket[keep]
+    return rows if keep.all() else rows.take(keep)
+
+
+def write_erased(path: Path, segment: SegmentFile, rows: SegmentRows) -> None:
+    """Write to ``path`` what is to replace ``segment``: all its rows, in the same places."""
+    metadata = {
+        "version": ERASED_FORMAT_VERSION,
+        "bucket_rows": _to_sparse(segment.bucket_rows),
+        "first_rows": _to_sparse(segment.first_rows),
+        "erased": np.flatnonzero(rows.erased).tolist(),
+    }
+    bucket = np.where(rows.erased, ERASED_BUCKET, rows.bucket).astype(np.int16)
+    table = events_to_table(rows.events).set_column(0, EVENT_SCHEMA.field(0), pa.array(bucket))
+    _write_table(path, table, segment.row_group_starts.tolist(), metadata)
 
 
 def _write_parts(pending: Path, events: EventBatch, max_events: int) -> None:
@@ -169,9 +218,11 @@ def _write_file(path: Path, events: EventBatch, first_rows: NDArray[np.int64]) -
         "bucket_rows": _to_sparse(bucket_rows),
         "first_rows": _to_sparse(first_rows),
     }
-    table = events_to_table(events.take(order))
+    _write_table(path, events_to_table(events.take(order)), _row_group_cuts(bucket_rows), metadata)
+
+
+def _write_table(path: Path, table: pa.Table, cuts: list[int], metadata: dict[str, Any]) -> None:
     schema = EVENT_SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
-    cuts = _row_group_cuts(bucket_rows)
     with path.open("xb") as file:
         with pq.ParquetWriter(
             file,
@@ -242,16 +293,22 @@ def _verified_footer(path: Path, file: pq.ParquetFile) -> SegmentFile:
     try:
         described = json.loads(metadata)
         version = described["version"]
-        if version != FORMAT_VERSION:
-            raise SegmentError(f"format version must be {FORMAT_VERSION}, got {version}")
+        if version not in (FORMAT_VERSION, ERASED_FORMAT_VERSION):
+            raise SegmentError(
+                f"format version must be {FORMAT_VERSION} or {ERASED_FORMAT_VERSION}, got {version}"
+            )
         bucket_rows = _from_sparse(described["bucket_rows"])
         first_rows = _from_sparse(described["first_rows"])
-    except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
+        erased = np.array(described.get("erased", []), np.int64)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, SegmentError):
+            raise
         raise SegmentError(f"unreadable metadata ({error!r})") from error
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     if bucket_rows.sum() != sum(sizes):
         raise SegmentError(f"metadata promises {bucket_rows.sum()} rows, found {sum(sizes)}")
-    return SegmentFile(path, first_rows, bucket_rows, np.cumsum([0, *sizes], dtype=np.int64))
+    starts = np.cumsum([0, *sizes], dtype=np.int64)
+    return SegmentFile(path, first_rows, bucket_rows, starts, erased)
 
 
 def _describe(schema: pa.Schema) -> str:

@@ -2,91 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cache_actors.pool.gather import ShardAnswer, gather_rows
-from cache_actors.store.lmdb_environment import MemoryStoreError
-from cache_actors.pool.placement import ShardShare
-from cache_actors.pool.save_queue import SaveAck, SaveQueue
-from cache_actors.pool.shard_link import MemoryUnavailable, PoolInfo, ShardLink
-from cache_actors.pool.shard_reader import ShardReader, ShardWatch
-from cache_actors.store.lmdb_memory import StoreStats, check_rows
+from cache_actors.pool.client_stats import FetchCounts, MemoryStats, ShardStats
+from cache_actors.pool.errors import MemoryUnavailable
+from cache_actors.pool.metrics import ClientMetrics
+from cache_actors.pool.placement import PlacementError
+from cache_actors.pool.pool_reads import PoolAnswer, PoolReads, Question
+from cache_actors.pool.pool_saves import PoolSaves
+from cache_actors.pool.routes import Routes
+from cache_actors.pool.save_queue import SaveAck
+from cache_actors.pool.shard_link import PoolInfo
+from cache_actors.pool.shard_reader import ShardReader
+from cache_actors.pool.shard_tier import connect_tier
+from cache_actors.pool.shard_watch import ShardWatch
+from cache_actors.pool.staleness import UNBOUNDED, NewestStep, StalenessBound
+from cache_actors.store.errors import MemoryStoreError
+from cache_actors.store.row_checks import check_rows
 from marm.memory import RAW_STEP, Namespace, UserRows
 
 logger = logging.getLogger(__name__)
-
-_SAVE_ATTEMPT_S = 30.0
-_MAX_ROWS_PER_SAVE_CALL = 8192
-
-
-@dataclass(frozen=True)
-class FetchCounts:
-    """What a client has fetched since it was made."""
-
-    users: int = 0
-    unavailable_users: int = 0
-    rows: int = 0
-    memorised_rows: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of fetched rows that training had computed; 0 before the first row."""
-        return self.memorised_rows / self.rows if self.rows else 0.0
-
-
-@dataclass(frozen=True)
-class ShardStats:
-    """What one shard holds of a namespace; ``held`` is None while it does not answer."""
-
-    shard: int
-    is_local: bool
-    held: StoreStats | None
-
-
-@dataclass(frozen=True)
-class MemoryStats:
-    """What a pool holds of a namespace, and what this client fetched of it."""
-
-    shards: tuple[ShardStats, ...]
-    fetched: FetchCounts
-
-    @property
-    def users(self) -> int:
-        """Users with rows on the shards that answered."""
-        return sum(shard.held.users for shard in self.shards if shard.held)
-
-    @property
-    def rows(self) -> int:
-        """Rows on the shards that answered."""
-        return sum(shard.held.rows for shard in self.shards if shard.held)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of pages on the shards that answered."""
-        return sum(shard.held.stored_bytes for shard in self.shards if shard.held)
-
-    @property
-    def hit_rate(self) -> float:
-        """See `FetchCounts.hit_rate`."""
-        return self.fetched.hit_rate
 
 
 class MemoryClient:
     """Reads and writes one namespace of a pool. Safe to use from several threads.
 
     Shards on this node are read from their files, at the cost of a copy; shards elsewhere answer
-    one batched call each. Saves always go through the shards' actors. Files must not be used
-    across a fork, so make the client in the process that uses it.
+    one batched call each; while no replica of a shard can be reached, the durable tier is read.
+    Saves always go through the shards' actors. Files must not be used across a fork, so make the
+    client in the process that uses it.
+
+    Rows that are older than ``staleness`` allows are given as raw rows: a miss for this reader.
     """
 
     def __init__(
@@ -94,28 +48,33 @@ class MemoryClient:
         pool: PoolInfo,
         namespace: Namespace,
         *,
+        staleness: StalenessBound = UNBOUNDED,
         read_timeout_s: float = 5.0,
         save_deadline_s: float = 120.0,
-        max_pending_saves: int = 8,
+        max_pending_saves: int = 16,
         watch_interval_s: float = 5.0,
     ) -> None:
-        self._pool = pool
         self._namespace = namespace
+        self._staleness = staleness
         self._read_timeout_s = read_timeout_s
-        self._save_deadline_s = save_deadline_s
-        self._max_pending_saves = max_pending_saves
+        self._routes = Routes(pool, read_timeout_s)
+        self._tier = connect_tier(pool.config.redis_url, pool.name)
         node_id = ray.get_runtime_context().get_node_id()
-        self._links = [ShardLink(pool, shard) for shard in range(pool.placement.num_shards)]
-        self._readers = [ShardReader(link, namespace, node_id) for link in self._links]
-        for reader in self._readers:
-            try:
-                reader.refresh(read_timeout_s)
-            except MemoryUnavailable as error:  # the watch finds it when it is back
-                logger.warning("%s", error)
-        self._watch = ShardWatch(self._readers, watch_interval_s, read_timeout_s)
-        self._queues: dict[int, SaveQueue] = {}
+        self._reads = PoolReads(
+            self._routes,
+            namespace,
+            node_id,
+            self._tier,
+            pool.config.redis_url is not None,
+            read_timeout_s,
+        )
+        self._saves = PoolSaves(self._routes, namespace, max_pending_saves, save_deadline_s)
+        self._newest = NewestStep()
         self._lock = threading.Lock()
         self._fetched = FetchCounts()
+        self._metrics = ClientMetrics(namespace)
+        self._look_after_shards()
+        self._watch = ShardWatch(self._look_after_shards, watch_interval_s)
 
     @property
     def namespace(self) -> Namespace:
@@ -123,27 +82,36 @@ class MemoryClient:
         return self._namespace
 
     def fetch(
-        self, user_ids: NDArray[np.int64], n: int, before_ms: NDArray[np.int64] | None = None
+        self,
+        user_ids: NDArray[np.int64],
+        n: int,
+        before_ms: NDArray[np.int64] | None = None,
+        *,
+        layers: int | None = None,
     ) -> UserRows:
-        """See `marm.memory.Memory.fetch`. Raises `MemoryUnavailable` if a shard does not answer,
-        `MemoryStoreError` if its store cannot be read."""
-        user_ids = np.asarray(user_ids, np.int64)
-        answers, failures = self._ask_shards(user_ids, n, before_ms)
-        if failures:
-            raise failures[0][1]
-        return self._counted(gather_rows(user_ids, self._namespace.row_dtype, answers), 0)
+        """See `marm.memory.Memory.fetch`; ``layers`` selects the first layers, 0 for raw rows.
+
+        Raises `MemoryUnavailable` if a shard does not answer, `MemoryStoreError` if its store
+        cannot be read."""
+        answer = self._ask(user_ids, n, before_ms, layers)
+        if answer.failures:
+            raise answer.failures[0][1]
+        return self._counted(answer)
 
     def fetch_available(
-        self, user_ids: NDArray[np.int64], n: int, before_ms: NDArray[np.int64] | None = None
+        self,
+        user_ids: NDArray[np.int64],
+        n: int,
+        before_ms: NDArray[np.int64] | None = None,
+        *,
+        layers: int | None = None,
     ) -> tuple[UserRows, NDArray[np.bool_]]:
         """`fetch` of what can be had, and which users' shard failed, ``[U]``; they have no rows."""
-        user_ids = np.asarray(user_ids, np.int64)
-        answers, failures = self._ask_shards(user_ids, n, before_ms)
-        missing = np.zeros(len(user_ids), np.bool_)
-        for share, _ in failures:
-            missing[share.positions] = True
-        rows = gather_rows(user_ids, self._namespace.row_dtype, answers)
-        return self._counted(rows, int(missing.sum())), missing
+        answer = self._ask(user_ids, n, before_ms, layers)
+        missing = np.zeros(len(answer.found.state), np.bool_)
+        for positions, _ in answer.failures:
+            missing[positions] = True
+        return self._counted(answer), missing
 
     def save(self, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> SaveAck:
         """See `marm.memory.Memory.save`. Returns at once unless too many saves are under way.
@@ -153,27 +121,20 @@ class MemoryClient:
         """
         user_ids = np.asarray(user_ids, np.int64)
         check_rows(self._namespace, user_ids, rows)
-        # Rows are moved as opaque bytes: numpy copies structured rows field by field.
-        opaque = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize)))
-        stored = []
-        for share in self._pool.placement.split(user_ids):
-            mine = opaque.take(share.positions).view(rows.dtype)
-            stored.append(self._queue(share.shard).put(user_ids[share.positions], mine))
-        return SaveAck(stored)
+        return self._saves.save(user_ids, rows)
 
     def stats(self) -> MemoryStats:
         """What each shard holds, and what this client has fetched."""
-        return MemoryStats(tuple(map(self._shard_stats, self._readers)), self._fetched)
+        return MemoryStats(tuple(map(self._shard_stats, self._reads.readers)), self._fetched)
 
     def close(self) -> None:
         """Return when every save was acknowledged or failed; the client is of no use after."""
-        with self._lock:
-            queues = list(self._queues.values())
-        for queue in queues:
-            queue.close()
+        self._saves.close()
         self._watch.close()
-        for reader in self._readers:
+        for reader in self._reads.readers:
             reader.close()
+        if self._tier is not None:
+            self._tier.close()
 
     def __enter__(self) -> MemoryClient:
         return self
@@ -186,64 +147,76 @@ class MemoryClient:
     ) -> None:
         self.close()
 
-    def _ask_shards(
-        self, user_ids: NDArray[np.int64], n: int, before_ms: NDArray[np.int64] | None
-    ) -> tuple[list[ShardAnswer], list[tuple[ShardShare, Exception]]]:
-        """Ask every shard concerned, all at once; the answers and what failed."""
+    def _ask(
+        self,
+        user_ids: NDArray[np.int64],
+        n: int,
+        before_ms: NDArray[np.int64] | None,
+        layers: int | None,
+    ) -> PoolAnswer:
+        began_s = time.perf_counter()
+        answer = self._reads.lookup(self._question(user_ids, n, before_ms, layers))
+        self._metrics.read(time.perf_counter() - began_s, answer.found.rows.rows)
+        return answer
+
+    def _question(
+        self,
+        user_ids: NDArray[np.int64],
+        n: int,
+        before_ms: NDArray[np.int64] | None,
+        layers: int | None,
+    ) -> Question:
         if n < 0:
             raise ValueError(f"n must be at least 0 rows per user, got {n}")
-        deadline = time.monotonic() + self._read_timeout_s
-        asked: list[tuple[ShardShare, Callable[[float], UserRows]]] = []
-        answers: list[ShardAnswer] = []
-        failures: list[tuple[ShardShare, Exception]] = []
-        for share in self._pool.placement.split(user_ids):
-            before = None if before_ms is None else np.asarray(before_ms)[share.positions]
-            try:
-                reader = self._readers[share.shard]
-                asked.append((share, reader.ask(user_ids[share.positions], n, before)))
-            except (MemoryUnavailable, MemoryStoreError) as error:
-                failures.append((share, error))
-        for share, answer in asked:
-            try:
-                rows = answer(max(0.0, deadline - time.monotonic()))
-                answers.append(ShardAnswer(share.positions, rows))
-            except (MemoryUnavailable, MemoryStoreError) as error:
-                failures.append((share, error))
-        return answers, failures
+        self._namespace.layers_dtype(layers)  # refuses a wrong number of layers
+        user_ids = np.asarray(user_ids, np.int64)
+        if before_ms is not None:
+            before_ms = np.asarray(before_ms, np.int64)
+            if before_ms.shape != user_ids.shape:
+                raise ValueError(
+                    f"before_ms must have one time per user, got {before_ms.shape} for "
+                    f"{user_ids.shape}"
+                )
+        return Question(user_ids, n, before_ms, layers)
 
-    def _counted(self, fetched: UserRows, num_unavailable: int) -> UserRows:
-        memorised = int(np.count_nonzero(fetched.rows["written_step"] != RAW_STEP))
+    def _counted(self, answer: PoolAnswer) -> UserRows:
+        """The rows of an answer as this reader may see them, counted."""
+        newest_step = self._newest.see(answer.found.rows.rows)
+        rows, num_stale = self._staleness.apply(answer.found.rows, newest_step, time.time())
+        memorised = int(np.count_nonzero(rows.rows["written_step"] != RAW_STEP))
+        unavailable = sum(len(positions) for positions, _ in answer.failures)
         with self._lock:
             before = self._fetched
             self._fetched = FetchCounts(
-                before.users + len(fetched.user_ids),
-                before.unavailable_users + num_unavailable,
-                before.rows + len(fetched.rows),
+                before.users + len(rows.user_ids),
+                before.unavailable_users + unavailable,
+                before.rows + len(rows.rows),
                 before.memorised_rows + memorised,
+                before.stale_rows + num_stale,
+                before.recalled_users + answer.recalled_users,
+                before.damaged_users + answer.damaged_users,
             )
-        return fetched
+        return rows
 
-    def _queue(self, shard: int) -> SaveQueue:
-        # Made at the first save, so that a client that only reads has no threads for writing.
-        with self._lock:
-            if shard not in self._queues:
-                self._queues[shard] = SaveQueue(
-                    partial(self._send, self._links[shard]),
-                    self._max_pending_saves,
-                    _MAX_ROWS_PER_SAVE_CALL,
-                    f"memory-save-{shard}",
-                )
-            return self._queues[shard]
-
-    def _send(self, link: ShardLink, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> None:
-        link.call_until(
-            "save",
-            self._namespace,
-            user_ids,
-            rows,
-            attempt_s=_SAVE_ATTEMPT_S,
-            deadline_s=self._save_deadline_s,
-        )
+    def _look_after_shards(self) -> None:
+        """Follow moves of shards and buckets, and tell the shards what was read."""
+        with contextlib.suppress(PlacementError):
+            self._routes.refresh()
+        for reader in self._reads.readers:
+            try:
+                reader.refresh(self._read_timeout_s)
+                reader.report_used()
+                if self._staleness.max_steps is not None:
+                    held = reader.stats(self._read_timeout_s)
+                    self._newest.see_step(held.counters.newest_step)
+            except (MemoryUnavailable, MemoryStoreError) as error:  # a later look finds it
+                logger.debug("%s", error)
+        counts = {
+            (reader.link.shard, tier): counted
+            for reader in self._reads.readers
+            for tier, counted in reader.counts.items()
+        }
+        self._metrics.publish(self._fetched, self._saves.num_pending, self._newest.value, counts)
 
     def _shard_stats(self, reader: ShardReader) -> ShardStats:
         try:

@@ -7,30 +7,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_actors.store.lookup import Lookup, UserState
 from marm.memory import UserRows
 
 
 @dataclass(frozen=True)
 class ShardAnswer:
-    """The rows of the users at ``positions`` of a batch."""
+    """What a shard knows of the users at ``positions`` of a batch."""
 
     positions: NDArray[np.int64]
-    rows: UserRows
+    found: Lookup
 
 
-def gather_rows(
-    user_ids: NDArray[np.int64], row_dtype: np.dtype, answers: list[ShardAnswer]
-) -> UserRows:
-    """The rows of ``user_ids``; users that no answer covers get an empty run."""
+def gather(user_ids: NDArray[np.int64], row_dtype: np.dtype, answers: list[ShardAnswer]) -> Lookup:
+    """The rows of ``user_ids``. Users that no answer covers are absent; of those that several
+    cover, the last answer counts."""
     if len(answers) == 1 and len(answers[0].positions) == len(user_ids):
-        return answers[0].rows
+        return answers[0].found
+    state = np.full(len(user_ids), UserState.ABSENT, np.uint8)
     counts = np.zeros(len(user_ids) + 1, np.int64)
     parts: list[memoryview] = [memoryview(b"")] * len(user_ids)
     for answer in answers:
-        counts[answer.positions + 1] = answer.rows.counts
-        data = np.ascontiguousarray(answer.rows.rows).view(np.uint8).reshape(-1).data
-        edges = (answer.rows.offsets * row_dtype.itemsize).tolist()
+        rows = answer.found.rows
+        state[answer.positions] = answer.found.state
+        counts[answer.positions + 1] = rows.counts
+        data = np.ascontiguousarray(rows.rows).view(np.uint8).reshape(-1).data
+        edges = (rows.offsets * row_dtype.itemsize).tolist()
         for index, position in enumerate(answer.positions.tolist()):
             parts[position] = data[edges[index] : edges[index + 1]]
     joined = bytearray().join(parts)
-    return UserRows(user_ids, np.cumsum(counts), np.frombuffer(joined, row_dtype))
+    rows = UserRows(user_ids, np.cumsum(counts), np.frombuffer(joined, row_dtype))
+    return Lookup(rows, state)

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import ray
 from ray.exceptions import RayActorError
 
 from cache_actors.home import Home
-from cache_actors.pool.placement import claim_placement, load_placement
-from cache_actors.pool.shard import SHARD_THREADS, MemoryShard, ShardInfo
-from cache_actors.pool.shard_link import (
-    POOL_EPOCH,
-    RETRY_PAUSE_S,
-    MemoryUnavailable,
-    PoolInfo,
-    ShardLink,
+from cache_actors.pool.config import (
+    MAX_REPLICAS,
+    PoolConfig,
+    PoolConfigError,
+    check_change,
+    claim_config,
+    load_config,
 )
+from cache_actors.pool.errors import MemoryUnavailable
+from cache_actors.pool.home_lease import HomeLease
+from cache_actors.pool.leader_link import LeaderLink
+from cache_actors.pool.placement import Placement, claim_placement, load_placement
+from cache_actors.pool.shard import MemoryShard, cluster_id
+from cache_actors.pool.shard_actors import (
+    create_replica,
+    is_registered,
+    nodes_of_shard,
+    stop_replica,
+)
+from cache_actors.pool.shard_info import ShardInfo
+from cache_actors.pool.shard_link import RETRY_PAUSE_S, PoolInfo, ShardLink
 
 DEFAULT_START_TIMEOUT_S = 60.0
 
@@ -32,39 +45,54 @@ def start_pool(
     ray_namespace: str = "marm",
     name: str = "default",
     *,
-    max_rows_per_user: int | None = None,
+    config: PoolConfig | None = None,
     timeout_s: float = DEFAULT_START_TIMEOUT_S,
 ) -> PoolInfo:
     """The running pool of ``home``, started where it is not; concurrent starts give one pool.
 
-    ``num_shards`` None takes the number that the pool was made with, or the default for a new one.
-    The shards outlive this process. Rows that an earlier pool of the same home stored are served.
+    ``num_shards`` None takes the number that the pool was made with, or the default for a new one;
+    ``config`` None takes the settings it was last started with. The shards outlive this process.
+    Rows that an earlier pool of the same home stored are served.
+
+    Raises:
+        PoolInUseError: another Ray cluster runs the pool.
+        PlacementError, PoolConfigError: the pool exists with settings that cannot change so.
     """
     home = (home if isinstance(home, Home) else Home(home)).create()
-    _check_name(name)
-    placement = claim_placement(_placement_path(home, name), num_shards)
-    pool = PoolInfo(home, name, ray_namespace, placement)
-    deadline = time.monotonic() + timeout_s
-    for shard in range(placement.num_shards):  # all of them first, so that they start side by side
-        _create_shard(pool, shard, max_rows_per_user)
-    for shard in range(placement.num_shards):
-        info = _await_shard(pool, shard, max_rows_per_user, deadline)
-        if info.max_rows_per_user != max_rows_per_user:
-            raise ValueError(
-                f"pool {name!r} runs with max_rows_per_user={info.max_rows_per_user}, got a "
-                f"request for {max_rows_per_user}; stop the pool first, or ask for the same"
-            )
+    pool = _pool_info(home, name, ray_namespace)
+    HomeLease(pool.directory, cluster_id()).acquire()
+    if num_shards is None and config is not None:
+        num_shards = config.num_shards
+    placement = claim_placement(pool.placement_path, num_shards)
+    pool = replace(pool, placement=placement)
+    if config is not None:
+        check_change(_config_path(pool), config)
+        _check_running(pool, config)
+    pool = replace(pool, config=claim_config(_config_path(pool), config))
+    start_shards(pool, range(placement.num_shards), timeout_s)
     return pool
+
+
+def start_shards(pool: PoolInfo, shards: range, timeout_s: float) -> None:
+    """Return when every replica of ``shards`` runs and is up to date."""
+    deadline = time.monotonic() + timeout_s
+    wanted = [(shard, r) for shard in shards for r in range(pool.config.replicas)]
+    for shard in shards:  # all of them first, so that they start side by side
+        avoid = nodes_of_shard(pool, shard) if pool.config.replicas > 1 else frozenset()
+        for replica in range(pool.config.replicas):
+            create_replica(MemoryShard, pool, shard, replica, avoid)
+    for shard, replica in wanted:
+        _await_member(pool, shard, replica, deadline)
 
 
 def connect_pool(home: Home | Path, ray_namespace: str = "marm", name: str = "default") -> PoolInfo:
     """The pool of ``home`` that another process started."""
     home = home if isinstance(home, Home) else Home(home)
-    _check_name(name)
-    placement = load_placement(_placement_path(home, name))
-    pool = PoolInfo(home, name, ray_namespace, placement)
+    pool = _pool_info(home, name, ray_namespace)
+    placement = load_placement(pool.placement_path)
+    pool = replace(pool, placement=placement, config=load_config(_config_path(pool)))
     for shard in range(placement.num_shards):
-        if not _is_registered(pool, shard):
+        if not any(is_registered(pool, shard, r) for r in range(pool.config.replicas)):
             raise MemoryUnavailable(
                 f"no memory pool {name!r} runs for {home.path} in Ray namespace "
                 f"{ray_namespace!r} (shard {shard} is missing); start it with start_pool"
@@ -73,74 +101,80 @@ def connect_pool(home: Home | Path, ray_namespace: str = "marm", name: str = "de
 
 
 def describe_pool(pool: PoolInfo, timeout_s: float = _ATTEMPT_S) -> list[ShardInfo]:
-    """Where each shard runs."""
-    links = [ShardLink(pool, shard) for shard in range(pool.placement.num_shards)]
+    """Where each replica of each shard runs, shard by shard."""
+    placement = load_placement(pool.placement_path)
+    links = [
+        ShardLink(pool, shard, replica)
+        for shard in range(placement.num_shards)
+        for replica in range(pool.config.replicas)
+    ]
     replies = [link.submit("describe") for link in links]
     return [link.result(reply, timeout_s) for link, reply in zip(links, replies, strict=True)]
 
 
 def stop_pool(pool: PoolInfo, timeout_s: float = _STOP_TIMEOUT_S) -> None:
     """Stop every shard after its rows are safe on disk. They are served again by `start_pool`."""
+    placement = load_placement(pool.placement_path)
+    stop_shards(pool, range(placement.num_shards), timeout_s)
+    HomeLease(pool.directory, cluster_id()).release()
+
+
+def stop_shards(pool: PoolInfo, shards: range, timeout_s: float) -> None:
+    """Stop the replicas of some shards; those that do not run are stopped already.
+
+    The leader goes last of its shard: it is the one that has to be found up to date again.
+    """
     deadline = time.monotonic() + timeout_s
-    for shard in range(pool.placement.num_shards):
-        try:
-            ShardLink(pool, shard).call("flush", timeout_s=timeout_s)
-            ray.kill(ray.get_actor(pool.actor_name(shard), namespace=pool.ray_namespace))
-        except (MemoryUnavailable, ValueError):
-            continue  # it does not run, so there is nothing to stop
-    for shard in range(pool.placement.num_shards):
-        while _is_registered(pool, shard):
-            if time.monotonic() >= deadline:
-                raise MemoryUnavailable(f"shard {shard} did not stop within {timeout_s:.0f} s")
-            time.sleep(RETRY_PAUSE_S)
+    for shard in shards:
+        leader = LeaderLink(pool, shard).leader.replica
+        others = [r for r in range(pool.config.replicas) if r != leader]
+        for replica in (*others, leader):
+            stop_replica(pool, shard, replica, timeout_s)
+    for shard in shards:
+        for replica in range(pool.config.replicas):
+            while is_registered(pool, shard, replica):
+                if time.monotonic() >= deadline:
+                    raise MemoryUnavailable(f"shard {shard} did not stop within {timeout_s:.0f} s")
+                time.sleep(RETRY_PAUSE_S)
 
 
-def _create_shard(pool: PoolInfo, shard: int, max_rows_per_user: int | None) -> None:
-    directory = _placement_path(pool.home, pool.name).parent / f"shard-{shard:03d}"
-    ray.remote(concurrency_groups=SHARD_THREADS)(MemoryShard).options(
-        name=pool.actor_name(shard),
-        namespace=pool.ray_namespace,
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        max_restarts=-1,
-        max_task_retries=0,
-        scheduling_strategy="SPREAD",
-    ).remote(shard, POOL_EPOCH, directory, max_rows_per_user)
-
-
-def _await_shard(
-    pool: PoolInfo, shard: int, max_rows_per_user: int | None, deadline: float
-) -> ShardInfo:
-    """The shard's description once it runs. One that was being stopped is made again."""
-    link = ShardLink(pool, shard)
+def _await_member(pool: PoolInfo, shard: int, replica: int, deadline: float) -> ShardInfo:
+    """The replica's description once it is up to date. One that was being stopped is made again."""
+    link = ShardLink(pool, shard, replica)
     while True:
         try:
             left_s = max(deadline - time.monotonic(), RETRY_PAUSE_S)
             info: ShardInfo = link.call("describe", timeout_s=min(_ATTEMPT_S, left_s))
-            return info
+            if info.is_member:
+                return info
+            if time.monotonic() + RETRY_PAUSE_S >= deadline:
+                raise link.unavailable("is still catching up with its peer")
         except MemoryUnavailable:
             if time.monotonic() + RETRY_PAUSE_S >= deadline:
                 raise
+            with contextlib.suppress(RayActorError):  # the actor that ends still has its name
+                create_replica(MemoryShard, pool, shard, replica, frozenset())
         time.sleep(RETRY_PAUSE_S)
-        try:
-            _create_shard(pool, shard, max_rows_per_user)
-        except RayActorError:
-            continue
 
 
-def _is_registered(pool: PoolInfo, shard: int) -> bool:
-    try:
-        ray.get_actor(pool.actor_name(shard), namespace=pool.ray_namespace)
-    except ValueError:
-        return False
-    return True
+def _check_running(pool: PoolInfo, wanted: PoolConfig) -> None:
+    """Refuse other settings than those with which the pool runs, if it does."""
+    wanted = replace(wanted, num_shards=None)
+    for replica in range(MAX_REPLICAS):
+        if is_registered(pool, 0, replica):
+            info: ShardInfo = ShardLink(pool, 0, replica).call("describe", timeout_s=_ATTEMPT_S)
+            if info.config != wanted:
+                raise PoolConfigError(
+                    f"pool {pool.name!r} runs with {info.config}, got a request for {wanted}; stop "
+                    "the pool first, or ask for the same"
+                )
 
 
-def _placement_path(home: Home, name: str) -> Path:
-    return home.memory / f"{name}-{POOL_EPOCH}" / "placement.json"
-
-
-def _check_name(name: str) -> None:
+def _pool_info(home: Home, name: str, ray_namespace: str) -> PoolInfo:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ValueError(f"a pool name must match [a-z0-9][a-z0-9_-]*, got {name!r}; rename it")
+    return PoolInfo(home, name, ray_namespace, Placement.even(1), PoolConfig())
+
+
+def _config_path(pool: PoolInfo) -> Path:
+    return pool.directory / "pool.json"

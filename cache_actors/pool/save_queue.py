@@ -9,12 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from queue import Queue
 
 import numpy as np
 from numpy.typing import NDArray
 
-Send = Callable[[NDArray[np.int64], NDArray[np.void]], None]
-"""Store rows and return when they are stored; raise if they are not."""
+Send = Callable[[], None]
+"""Store rows that were made ready and return when they are stored; raise if they are not."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,39 @@ class SaveAck:
 
 
 class SaveQueue:
-    """Sends saves one after the other from a thread of its own.
+    """Sends saves one after the other from threads of its own.
 
     One send at a time keeps the order of a user's saves through every retry. Saves that wait are
-    joined into one send, which changes nothing, since upserts apply in order.
+    joined into one send, which changes nothing, since upserts apply in order. While one send is
+    under way, the next is made ready.
     """
 
-    def __init__(self, send: Send, max_pending: int, max_rows_per_send: int, name: str) -> None:
-        self._send = send
+    def __init__(
+        self,
+        prepare: Callable[[NDArray[np.int64], NDArray[np.void]], Send],
+        max_pending: int,
+        max_rows_per_send: int,
+        name: str,
+    ) -> None:
+        self._prepare = prepare
         self._max_pending = max_pending
         self._max_rows = max_rows_per_send
         self._waiting: deque[_Pending] = deque()
+        self._ready: Queue[tuple[list[_Pending], list[Send]] | None] = Queue(maxsize=1)
         self._num_pending = 0
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=run, name=f"{name}-{part}", daemon=True)
+            for part, run in (("prepare", self._run_prepare), ("send", self._run_send))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def num_pending(self) -> int:
+        """Saves that are not acknowledged yet."""
+        return self._num_pending
 
     def put(self, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> Future[None]:
         """Queue a save; blocks while ``max_pending`` are unacknowledged. The arrays are kept, so
@@ -86,28 +104,45 @@ class SaveQueue:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _run_prepare(self) -> None:
         while batch := self._next_batch():
+            try:
+                self._ready.put((batch, self._prepare_all(batch)))
+            except BaseException as raised:  # handed to whoever waits for the acknowledgement
+                self._finish(batch, raised)
+        self._ready.put(None)
+
+    def _run_send(self) -> None:
+        while ready := self._ready.get():
+            with self._changed:
+                self._changed.notify_all()  # the next batch may be made ready
+            batch, sends = ready
             error: BaseException | None = None
             try:
-                self._send_all(batch)
+                for send in sends:
+                    send()
             except BaseException as raised:  # handed to whoever waits for the acknowledgement
                 error = raised
-            with self._changed:
-                self._num_pending -= len(batch)
-                self._changed.notify_all()
-            for pending in batch:
-                if error is None:
-                    pending.stored.set_result(None)
-                else:
-                    pending.stored.set_exception(error)
+            self._finish(batch, error)
+
+    def _finish(self, batch: list[_Pending], error: BaseException | None) -> None:
+        with self._changed:
+            self._num_pending -= len(batch)
+            self._changed.notify_all()
+        for pending in batch:
+            if error is None:
+                pending.stored.set_result(None)
+            else:
+                pending.stored.set_exception(error)
 
     def _next_batch(self) -> list[_Pending]:
         """What waits, as far as one send takes it; empty once closed and drained."""
         with self._changed:
-            while not self._waiting and not self._closed:
+            # A batch that would only wait for its turn is better joined with what comes meanwhile.
+            while not self._closed and (not self._waiting or self._ready.full()):
                 self._changed.wait()
             batch: list[_Pending] = []
             num_rows = 0
@@ -118,11 +153,12 @@ class SaveQueue:
                 batch.append(self._waiting.popleft())
             return batch
 
-    def _send_all(self, batch: list[_Pending]) -> None:
+    def _prepare_all(self, batch: list[_Pending]) -> list[Send]:
         user_ids, rows = batch[0].user_ids, batch[0].rows
         if len(batch) > 1:
             user_ids = np.concatenate([pending.user_ids for pending in batch])
-            rows = np.concatenate([pending.rows for pending in batch])
-        for start in range(0, len(rows), self._max_rows):
-            part = slice(start, start + self._max_rows)
-            self._send(user_ids[part], rows[part])
+            opaque = np.dtype((np.void, rows.dtype.itemsize))  # else it copies field by field
+            joined = np.concatenate([pending.rows.view(opaque) for pending in batch])
+            rows = joined.view(rows.dtype)
+        parts = [slice(s, s + self._max_rows) for s in range(0, len(rows), self._max_rows)]
+        return [self._prepare(user_ids[part], rows[part]) for part in parts]

@@ -106,6 +106,14 @@ class LmdbEnvironment:
             with self._gate.alone():
                 self.env.set_mapsize(0)
 
+    def is_empty_or_has(self, table: bytes) -> bool:
+        """Whether nobody else's data is here: a store makes ``table`` before anything else."""
+
+        def look(transaction: Any) -> bool:
+            return not transaction.stat()["entries"] or transaction.cursor().set_key(table)
+
+        return self.read(look)
+
     def forget_table(self, name: bytes) -> None:
         """Forget the handle of a table that is about to be dropped."""
         self._tables.pop(name, None)

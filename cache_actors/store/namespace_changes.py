@@ -142,12 +142,13 @@ class NamespaceChanges:
 
     def forget(self, user_id: int, until_ms: int, transaction: Any) -> int:
         """Remove a user's rows up to a time; how many there were."""
+        self.repair(np.array([user_id], np.int64), transaction)  # the rest is read unchecked
         value = transaction.get(record_key(user_id), None, self.index)
         record = None if value is None else Record.unpack(value, user_id)
         if record is None:
             return 0
         words = record_words(value, user_id) or NO_WORDS
-        runs, count = find_one(words, ALL_ROWS, None, self.file, None)
+        runs, count = find_one(words, user_id, ALL_ROWS, None, self.file, None)
         data = np.empty(count * self.file.row_bytes, np.uint8)
         copy_runs(runs, count, self.file, data.data)
         rows = data.view(self.file.dtype)
@@ -158,7 +159,7 @@ class NamespaceChanges:
         elif num_forgotten or record.flags & Flag.EVICTED:
             whole = replace(record, flags=record.flags & ~Flag.EVICTED, evicted_rows=0)
             users, starts = np.array([user_id], np.int64), np.array([0, len(kept)], np.int64)
-            effect = self._writer().replace_rows([whole], users, kept, starts, record.written_s)
+            effect = self._writer().replace_rows([whole], users, kept, starts)
             effect.evicted_users_removed = int(bool(record.flags & Flag.EVICTED))
             self._put(transaction, effect)
             self._put_counters(transaction, self._counters(transaction), effect)

@@ -27,6 +27,7 @@ from cache_actors.store.records import (
 from cache_actors.store.row_file import RowFile
 from cache_actors.store.row_formats import decode, decode_into
 from cache_actors.store.row_reads import (
+    DamagedBorderError,
     Gathered,
     are_sound,
     copy_runs,
@@ -85,8 +86,8 @@ class NamespaceStore:
             raise MemoryStoreAbsentError(
                 f"namespace {namespace.name} is not in {directory} yet; open it with the writer"
             )
-        self._known_rules = stored, ReadRules.unpack(stored)
-        self._file = self._open_file(self._known_rules[1])
+        rules = ReadRules.unpack(stored)
+        self._known = stored, rules, self._open_file(rules)  # of one moment: threads share it
 
     @property
     def namespace(self) -> Namespace:
@@ -113,6 +114,8 @@ class NamespaceStore:
             raise ValueError(f"n must be at least 0 rows per user, got {n}")
         self._namespace.layers_dtype(layers)  # refuses a wrong number of layers
         user_ids = np.ascontiguousarray(user_ids, np.int64)
+        if user_ids.ndim != 1:
+            raise ValueError(f"user_ids must be one id after another, got shape {user_ids.shape}")
         times = None if before_ms is None else np.asarray(before_ms, np.int64)
         if times is not None and times.shape != user_ids.shape:
             raise ValueError(
@@ -175,7 +178,7 @@ class NamespaceStore:
     @property
     def file_number(self) -> int:
         """Which row file holds the rows now."""
-        return self._known_rules[1].file_number
+        return self._known[1].file_number
 
     def stats(self) -> StoreStats:
         """What is stored."""
@@ -184,6 +187,10 @@ class NamespaceStore:
     def close(self) -> None:
         """Close the row file. The handle must not be used afterwards."""
         self._file.close()
+
+    @property
+    def _file(self) -> RowFile:
+        return self._known[2]
 
     def _open_file(self, rules: ReadRules) -> RowFile:
         path = self._directory / f"{self._namespace.name}-{rules.file_number:04d}"
@@ -196,15 +203,20 @@ class NamespaceStore:
     def _rules(self, transaction: Any) -> tuple[ReadRules, RowFile]:
         """The rules as of the transaction, and the file they speak of."""
         stored = transaction.get(self._rules_key, None, self._facts)
-        known, rules = self._known_rules
+        known, rules, file = self._known
         if stored != known:
             if stored is None:
                 raise MemoryStoreAbsentError(f"namespace {self._namespace.name} was dropped")
             fresh = ReadRules.unpack(bytes(stored))
-            if fresh.file_number != rules.file_number:
-                self._file = self._open_file(fresh)
-            self._known_rules, rules = (bytes(stored), fresh), fresh
-        return rules, self._file
+            if fresh.file_number < rules.file_number:
+                raise MemoryStoreAbsentError(
+                    f"namespace {self._namespace.name} was dropped while it was read; read again"
+                )
+            if fresh.file_number > rules.file_number:
+                file = self._open_file(fresh)
+            self._known = bytes(stored), fresh, file
+            return fresh, file
+        return rules, file
 
     def _batch(self, transaction: Any, user_ids: NDArray[np.int64]) -> RecordBatch:
         get, index = transaction.get, self._index
@@ -236,9 +248,13 @@ class NamespaceStore:
         if before_ms is not None:
             times = before_ms.tolist()
         found = []
-        for index in range(len(user_ids)):
+        for index, user_id in enumerate(user_ids.tolist()):
             words = batch.words_of(index) if readable[index] else NO_WORDS
-            found.append(find_one(words, n, times[index], file, rules.max_rows_per_user))
+            limit = rules.max_rows_per_user
+            try:
+                found.append(find_one(words, user_id, n, times[index], file, limit))
+            except DamagedBorderError:
+                return gather_batch(batch, user_ids, n, before_ms, file, rules, int(time.time()))
         row_bytes = file.row_bytes
         counts = np.array([count for _, count in found], np.int64)
         out = np.empty(int(counts.sum()) * row_bytes, np.uint8)
@@ -260,9 +276,9 @@ class NamespaceStore:
         words = None if value is None else record_words(value, user_id)
         if words is None or not rules.owned[key[0]]:
             return 0
-        if rules.ttl_s is not None and (words[3] >> 32) + rules.ttl_s < time.time():
+        if rules.ttl_s is not None and (words[3] >> 32) + rules.ttl_s < int(time.time()):
             return 0
-        runs, count = find_one(words, n, None, file, rules.max_rows_per_user)
+        runs, count = find_one(words, user_id, n, None, file, rules.max_rows_per_user)
         is_plain = self._namespace.stored_dtype == out.dtype
         stored = out[:count] if is_plain else np.empty(count, self._namespace.stored_dtype)
         data = stored.view(np.uint8).data

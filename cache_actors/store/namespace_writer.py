@@ -25,6 +25,7 @@ from cache_actors.store.records import (
     Flag,
     record_key,
     record_keys,
+    users_of_keys,
 )
 from cache_actors.store.row_checks import check_rows
 from cache_actors.store.row_formats import encode
@@ -87,16 +88,16 @@ class NamespaceWriter(NamespaceStore):
         self._shard = shard
         self._num_saves = 0
         self.open_file_anew()
+        self._file.unlink_others(namespace.name)
 
     def open_file_anew(self) -> None:
         """Find out from the index what is used and what is free."""
-        _, self._file = self._env.read(self._rules)
+        self._env.read(self._rules)
         self.allocator = ExtentAllocator(top_class(self._file.row_bytes))
         found = scan_index(self._env, self._index)
         self._file.at_least(found.places_end)
         last = self._env.env.info()["last_txnid"]
-        chunk = self.allocator.chunk_rows
-        self._file.places = -(-found.places_end // chunk) * chunk
+        self._file.keep_reserved(found.places_end, self.allocator.chunk_rows)
         self.allocator.rest_all_but(found.extents, self._file.places, last)
         self.recency = Recency(found.users[np.argsort(found.written_s, kind="stable")].tolist())
         self._changes = NamespaceChanges(
@@ -111,7 +112,7 @@ class NamespaceWriter(NamespaceStore):
         unsaved = (found.flags & Flag.UNSAVED) != 0
         self._unsaved = dict.fromkeys(found.users[unsaved].tolist())
         if found.damaged_keys:
-            self._commit(partial(self._changes.delete_keys, found.damaged_keys))
+            self.repair(users_of_keys(found.damaged_keys))
 
     def save(self, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> DoneAck:
         """See `marm.memory.Memory.save`: one transaction, committed when this returns.
@@ -129,6 +130,8 @@ class NamespaceWriter(NamespaceStore):
         if num_forgotten:
             user_ids, rows = user_ids[kept], rows[kept]
         if not len(rows):
+            if num_forgotten:
+                self._commit(lambda t: self._changes.count(t, forgotten_rows=num_forgotten))
             return DoneAck()
         new = SortedRows.of(user_ids, encode(self._namespace, rows))
         newest_step = int(rows["written_step"].max())
@@ -234,10 +237,11 @@ class NamespaceWriter(NamespaceStore):
     def drop(self) -> None:
         """Delete all rows and records; the namespace starts again with new files."""
         old = self._file
+        rules = replace(self._known[1], file_number=self.file_number + 1)
+        self._open_file(rules).close()  # readers look for it as soon as the rules name it
 
         def change(transaction: Any) -> None:
             transaction.drop(self._index, delete=False)
-            rules = replace(self._known_rules[1], file_number=self.file_number + 1)
             transaction.put(self._rules_key, rules.pack(), db=self._facts)
             transaction.put(self._counters_key, NamespaceCounters().pack(), db=self._facts)
 
@@ -260,10 +264,22 @@ class NamespaceWriter(NamespaceStore):
                 self._commit(change)
                 return
             except BudgetError:
+                self._check_can_fit(int(counts.sum()))
                 self._await_readers()
                 self._evict_coldest(self.allocator.free_rows + needed)
                 self._await_readers()
                 needed *= 2  # free places may be too scattered for what has to fit
+
+    def _check_can_fit(self, rows: int) -> None:
+        """Nobody is evicted for rows that do not fit into an empty store either."""
+        room = self._shard.room_bytes(self._namespace) or 0
+        most = self._file.places + room // (self._file.row_bytes + 8)
+        if rows > most:
+            raise MemoryFullError(
+                f"{rows} rows of {self._namespace.name} are more than the {most} that fit into the "
+                f"byte budget of {self._directory}; nothing of this batch was stored. Save fewer "
+                "rows at a time, or raise the budget"
+            )
 
     def _await_readers(self) -> None:
         """Return when no reader sees places that were freed."""

@@ -6,6 +6,7 @@ names it and never while a reader could see it, so readers copy without locks.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ class RowFile:
         self.places = 0
 
     @property
+    def _widths(self) -> tuple[tuple[int, int], ...]:
+        return (self._rows, self.row_bytes), (self._checks, WORD_BYTES)
+
+    @property
     def file_bytes(self) -> int:
         """Bytes that both files take. They look larger: their size doubles, so that a mapping
         lasts, while blocks are reserved bit by bit."""
@@ -77,6 +82,19 @@ class RowFile:
                 )
         return self.mapped
 
+    def keep_reserved(self, at_least: int, chunk_rows: int) -> None:
+        """Begin with all places whose blocks an earlier writer reserved, in whole chunks. Without
+        them a store at its byte budget would have lost what no row is in."""
+        places = -(-at_least // chunk_rows) * chunk_rows
+        blocks = [os.fstat(file).st_blocks * _BLOCK_BYTES // width for file, width in self._widths]
+        reserved = min(self.mapped.capacity, *blocks) // chunk_rows * chunk_rows
+        if reserved > places:
+            with contextlib.suppress(OSError):  # the disk is full, and the count was not exact
+                for file, width in self._widths:
+                    os.posix_fallocate(file, 0, reserved * width)
+                places = reserved
+        self.places = places
+
     def growth(self, chunk_rows: int, at_least: int) -> int:
         """Places to add next: a share of the file, in whole chunks, and ``at_least`` so many."""
         share = self.places * self.row_bytes // _GROWTH_SHARE
@@ -87,13 +105,12 @@ class RowFile:
         """Add ``places``. The blocks are reserved now: a write to a mapped file that finds the disk
         full would end the process."""
         end = self.places + places
-        files = ((self._rows, self.row_bytes), (self._checks, WORD_BYTES))
         try:
             if end > self.mapped.capacity:
                 capacity = max(end, 2 * self.mapped.capacity)
-                for file, width in files:
+                for file, width in self._widths:
                     os.ftruncate(file, capacity * width)
-            for file, width in files:
+            for file, width in self._widths:
                 os.posix_fallocate(file, self.places * width, places * width)
         except OSError as error:
             raise MemoryFullError(
@@ -130,6 +147,12 @@ class RowFile:
         self.path.with_suffix(".rows").unlink(missing_ok=True)
         self.path.with_suffix(".checks").unlink(missing_ok=True)
         self.close()
+
+    def unlink_others(self, prefix: str) -> None:
+        """Delete files of ``prefix`` that a drop left behind when its process died."""
+        for path in self.path.parent.glob(f"{prefix}-*"):
+            if path.suffix in (".rows", ".checks") and path.stem != self.path.name:
+                path.unlink(missing_ok=True)
 
     def _map(self) -> MappedRows:
         sizes = os.fstat(self._rows).st_size, os.fstat(self._checks).st_size

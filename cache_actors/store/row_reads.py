@@ -30,6 +30,10 @@ from marm.addressing import user_bucket
 _WORD_MASK = (1 << 64) - 1
 
 
+class DamagedBorderError(Exception):
+    """Which rows are older than a time can't be told."""
+
+
 @dataclass(frozen=True)
 class Gathered:
     """Rows as stored, of users in the order asked for."""
@@ -66,7 +70,11 @@ def gather_batch(
         for index in np.flatnonzero((batch.newest_ms >= before_ms) & (total > 0)).tolist():
             mine = slice(first_extent[index], first_extent[index] + num_extents[index])
             bound = int(before_ms[index])
-            end[index] = rows_before(mapped, start[mine].tolist(), count[mine].tolist(), bound)
+            runs = start[mine].tolist(), count[mine].tolist()
+            try:
+                end[index] = rows_before(mapped, *runs, bound, int(user_ids[index]))
+            except DamagedBorderError:
+                state[index], end[index] = UserState.DAMAGED, 0
     limit = rules.max_rows_per_user
     begin = np.maximum(0, end - n)
     if limit is not None:
@@ -83,16 +91,21 @@ def gather_batch(
 
 
 def find_one(
-    words: tuple[int, ...], n: int, before_ms: int | None, file: RowFile, limit: int | None
+    words: tuple[int, ...],
+    user_id: int,
+    n: int,
+    before_ms: int | None,
+    file: RowFile,
+    limit: int | None,
 ) -> tuple[list[tuple[int, int]], int]:
     """Where a user's newest ``n`` rows before a time are: runs (first place, end), newest first;
-    and how many rows that is. ``words`` are the user's record."""
+    and how many rows that is. ``words`` are the user's record. May raise `DamagedBorderError`."""
     newer = 0
     if before_ms is not None and signed(words[1]) >= before_ms:
         starts = [word >> START_SHIFT for word in words[HEAD_WORDS:]]
         counts = [word & COUNT_MASK for word in words[HEAD_WORDS:]]
         mapped = file.at_least(max(map(int.__add__, starts, counts), default=0))
-        newer = sum(counts) - rows_before(mapped, starts, counts, before_ms)
+        newer = sum(counts) - rows_before(mapped, starts, counts, before_ms, user_id)
     wanted = n if limit is None else min(n, max(0, limit - newer))
     runs: list[tuple[int, int]] = []
     missing = wanted
@@ -167,8 +180,17 @@ def state_gives_rows(state: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (state == UserState.FOUND) | (state == UserState.EVICTED)
 
 
-def rows_before(mapped: MappedRows, starts: list[int], counts: list[int], before_ms: int) -> int:
-    """How many rows of one user's extents are older than a time."""
+def rows_before(
+    mapped: MappedRows, starts: list[int], counts: list[int], before_ms: int, user_id: int
+) -> int:
+    """How many rows of one user's extents are older than a time.
+
+    A damaged time may mislead the search, but not unseen: of rows that are in order, only the right
+    two neighbours are older and not older.
+
+    Raises:
+        DamagedBorderError: one of these neighbours is damaged.
+    """
     times = mapped.times
     low, high = 0, len(starts)  # the first extent whose first row is not older
     while low < high:
@@ -177,11 +199,20 @@ def rows_before(mapped: MappedRows, starts: list[int], counts: list[int], before
             low = middle + 1
         else:
             high = middle
-    if not low:
-        return 0
-    last = low - 1
-    inside = times[starts[last] : starts[last] + counts[last]]
-    return sum(counts[:last]) + int(np.searchsorted(inside, before_ms))
+    border = starts[low : low + 1]
+    older = 0
+    if low:
+        last = low - 1
+        inside = times[starts[last] : starts[last] + counts[last]]
+        split = int(np.searchsorted(inside, before_ms))
+        older = sum(counts[:last]) + split
+        border.append(starts[last] + split - 1)
+        if split < counts[last]:
+            border[0:-1] = [starts[last] + split]
+    sums = row_sums(mapped.words[border]) + mapped.checks[border]
+    if (sums != np.uint64((CHECK + user_id) & _WORD_MASK)).any():
+        raise DamagedBorderError
+    return older
 
 
 def _checked(

@@ -31,6 +31,7 @@ from cache_actors.store.row_file import RowFile, row_sums
 from cache_actors.store.row_merge import expand_runs, opaque, repeats_previous, upsert_runs
 
 Item = tuple[bytes, bytes | memoryview]
+_WORD_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,13 @@ class RowWriter:
         effect = WriteEffect([])
         rewrites = []
         for index in range(len(older.user_ids)):
-            record = batch.record(index) or Record()
+            record = batch.record(index) or Record(written_s=now_s)
             effect.evicted_users_removed += bool(record.flags & Flag.EVICTED)
             record = replace(record, flags=record.flags & ~Flag.EVICTED, evicted_rows=0)
             rewrites.append(Rewrite(index, record, 0, len(record.extents)))
         stored, stored_run = self._stored(rewrites, older.user_ids, effect)
         merged = upsert_runs(len(rewrites), older.rows, older.owner, stored, stored_run)
-        self._write_rewrites(rewrites, older.user_ids, merged.rows, merged.starts, now_s, 0, effect)
+        self._write_rewrites(rewrites, older.user_ids, merged.rows, merged.starts, None, 0, effect)
         return effect
 
     def repair(self, batch: RecordBatch, user_ids: NDArray[np.int64], now_s: int) -> WriteEffect:
@@ -172,7 +173,7 @@ class RowWriter:
             user_ids,
             opaque(rows)[kept].view(rows.dtype),
             starts,
-            now_s,
+            None,
             0,
             effect,
         )
@@ -184,12 +185,11 @@ class RowWriter:
         user_ids: NDArray[np.int64],
         rows: NDArray[np.void],
         starts: NDArray[np.int64],
-        now_s: int,
     ) -> WriteEffect:
         """Give users exactly these rows."""
         effect = WriteEffect([])
         rewrites = [Rewrite(i, r, 0, len(r.extents)) for i, r in enumerate(records)]
-        self._write_rewrites(rewrites, user_ids, rows, starts, now_s, 0, effect)
+        self._write_rewrites(rewrites, user_ids, rows, starts, None, 0, effect)
         return effect
 
     def _fits_behind(self, batch: RecordBatch, new: SortedRows) -> NDArray[np.bool_]:
@@ -265,14 +265,20 @@ class RowWriter:
         if oldest > (record.newest_ms, record.newest_key):
             tail_is_full = not extents or extent_count(extents[-1]) == self.allocator.chunk_rows
             return Rewrite(index, record, end if tail_is_full else end - 1, end)
-        firsts = self._first_ids(extents)
+        firsts = self._first_ids(extents, int(new.user_ids[index]))
+        if firsts is None:  # where rows belong can't be told: go through all, drop damaged ones
+            return Rewrite(index, record, 0, end)
         low = max(0, sum(start <= oldest for start in firsts) - 1)
         high = max(low + 1, sum(start <= newest for start in firsts))
         return Rewrite(index, record, min(low, end), min(high, end))
 
-    def _first_ids(self, extents: Sequence[int]) -> list[tuple[int, int]]:
+    def _first_ids(self, extents: Sequence[int], user_id: int) -> Sequence[tuple[int, int]] | None:
+        """Time and key of the first row of each extent; None if one of them is damaged."""
         starts = np.array(list(map(extent_start, extents)), np.int64)
         mapped = self.file.mapped
+        sums = row_sums(mapped.words[starts]) + mapped.checks[starts]
+        if (sums != np.uint64((CHECK + user_id) & _WORD_MASK)).any():
+            return None
         return list(zip(mapped.times[starts].tolist(), mapped.keys[starts].tolist(), strict=True))
 
     def _stored(
@@ -310,11 +316,12 @@ class RowWriter:
         user_ids: NDArray[np.int64],
         rows: NDArray[np.void],
         starts: NDArray[np.int64],
-        now_s: int,
+        written_s: int | None,
         flags: int,
         effect: WriteEffect,
     ) -> None:
-        """Write merged rows to fresh places, and the records that name them."""
+        """Write merged rows to fresh places, and the records that name them. Users keep the time
+        at which they were last written where ``written_s`` is None."""
         placed: list[int] = []
         edges = starts.tolist()
         last_ms = rows["timestamp_ms"][starts[1:] - 1].tolist() if len(rows) else []
@@ -338,7 +345,7 @@ class RowWriter:
                 newest_ms,
                 newest_key,
                 (record.version + 1) & 0xFFFFFFFF,
-                now_s,
+                record.written_s if written_s is None else written_s,
                 record.evicted_rows,
                 record.flags | flags | lost,
                 kept,

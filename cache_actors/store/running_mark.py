@@ -8,7 +8,10 @@ knows.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from cache_actors.atomic_files import sync_directory
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -37,12 +40,18 @@ class RunningMark:
             return False
 
     def set(self) -> None:
-        """Rows are about to be saved."""
+        """Something is about to be written."""
         if self._is_needed and not self._is_set:
-            self._path.write_text(boot_id(), encoding="ascii")
+            with self._path.open("w", encoding="ascii") as file:
+                file.write(boot_id())
+                file.flush()
+                os.fsync(file.fileno())  # it must be there before anything that it warns of
+            sync_directory(self._path.parent)
             self._is_set = True
 
     def clear(self) -> None:
         """Everything saved so far is on the disk."""
-        self._path.unlink(missing_ok=True)
+        if self._path.exists():
+            self._path.unlink()
+            sync_directory(self._path.parent)
         self._is_set = False

@@ -4,6 +4,7 @@
     <namespace>-<number>.rows      rows, and
     <namespace>-<number>.checks    their check words
     running                        the machine's boot in which rows may not have reached the disk
+    writer.lock                    held by the one writer
 
 Readers in other processes map the same files, so a read is a copy out of the page cache that waits
 for nobody. A save is one transaction. Rows survive the death of every process.
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.store.errors import NamespaceMismatchError
+from cache_actors.store.errors import MemoryStoreError, NamespaceMismatchError
 from cache_actors.store.limits import UNLIMITED, Durability, StoreLimits
 from cache_actors.store.lmdb_environment import MAX_MAP_BYTES, open_environment
 from cache_actors.store.lookup import ALL_ROWS, UserState
@@ -34,6 +35,7 @@ from cache_actors.store.namespace_store import StoreStats
 from cache_actors.store.namespace_writer import NamespaceWriter
 from cache_actors.store.rules import ReadRules
 from cache_actors.store.running_mark import RunningMark
+from cache_actors.store.writer_lock import WriterLock
 from marm.addressing import NUM_BUCKETS
 from marm.memory import Namespace, UserRows
 
@@ -88,29 +90,37 @@ class ShardStore:
         self.limits = limits
         self.track_unsaved = False
         self.evict_to: Callable[[Namespace, UserRows], None] | None = None
+        self._is_closed = False
         self._syncs = durability == "machine"
         self._stores: dict[Namespace, NamespaceWriter] = {}
         self._lock = threading.RLock()
         directory.mkdir(parents=True, exist_ok=True)
-        self._mark = RunningMark(directory / "running", is_needed=not self._syncs)
-        if self._mark.is_of_earlier_boot():
-            logger.warning("machine went down with unwritten rows of %s; dropping them", directory)
-            _delete_store(directory)
-        self._env = open_environment(
-            directory,
-            readonly=False,
-            sync=self._syncs,
-            max_map_bytes=limits.max_bytes or MAX_MAP_BYTES,
-        )
-        try:
-            self._facts = self._env.table(b"facts")
-            self._forgotten_table = self._env.table(b"forgotten")
+        with contextlib.ExitStack() as undo:
+            self._writer_lock = WriterLock(directory / "writer.lock")
+            undo.callback(self._writer_lock.release)
+            self._mark = RunningMark(directory / "running", is_needed=not self._syncs)
+            if self._mark.is_of_earlier_boot():
+                logger.warning("machine went down with unwritten rows of %s: dropped", directory)
+                _delete_store(directory)
+            self._env = open_environment(
+                directory,
+                readonly=False,
+                sync=self._syncs,
+                max_map_bytes=limits.max_bytes or MAX_MAP_BYTES,
+            )
+            undo.callback(self._env.close)
             self._start(owned)
-        except BaseException:
-            self._env.close()
-            raise
+            undo.pop_all()
 
     def _start(self, owned: NDArray[np.bool_] | None) -> None:
+        if not self._env.is_empty_or_has(b"facts"):
+            raise MemoryStoreError(
+                f"{self.directory} holds an LMDB database that is no memory store; nothing of it "
+                "was changed. Use another directory"
+            )
+        self._mark.set()
+        self._facts = self._env.table(b"facts")
+        self._forgotten_table = self._env.table(b"forgotten")
         stored = self._fact(FORMAT_KEY)
         self.started_empty = stored is None
         if stored is None:
@@ -161,13 +171,11 @@ class ShardStore:
     ) -> None:
         """See `NamespaceWriter.save`."""
         with self._lock:
-            self._mark.set()
             self.open(namespace).save(user_ids, rows)
 
     def restore(self, namespace: Namespace, rows: UserRows) -> None:
         """See `NamespaceWriter.restore`."""
         with self._lock:
-            self._mark.set()
             self.open(namespace).restore(rows)
 
     def mark_saved(
@@ -195,6 +203,7 @@ class ShardStore:
     def drop(self, namespace: Namespace) -> None:
         """Delete a namespace; its name may be used again."""
         with self._lock:
+            self._mark.set()
             self.open(namespace).drop()
 
     def owned(self) -> NDArray[np.bool_]:
@@ -211,8 +220,8 @@ class ShardStore:
         self._set_owned(buckets, False)
 
     def delete_bucket(self, bucket: int) -> int:
-        """Remove the users of a bucket from every namespace, and what it knows of forgotten ones;
-        how many users there were."""
+        """Remove the users of a bucket from every namespace; how many there were. What was
+        forgotten stays forgotten here, should the bucket come back."""
         removed = 0
         for store in list(self._stores.values()):
             users = store.users(bucket)
@@ -227,6 +236,7 @@ class ShardStore:
         with self._lock:
             until_ms = max(until_ms, self.forgotten_until.get(user_id, until_ms))
             key, value = _USER.pack(user_id), _UNTIL.pack(until_ms)
+            self._mark.set()
             self._env.write(lambda t: t.put(key, value, db=self._forgotten_table))
             self.forgotten_until[user_id] = until_ms
             return sum(store.forget(user_id, until_ms) for store in self._stores.values())
@@ -268,6 +278,7 @@ class ShardStore:
 
     def before_commit(self) -> None:
         """Called after rows were written and before the index names them."""
+        self._mark.set()
         if self._syncs:
             for store in self._stores.values():
                 store.flush()
@@ -288,12 +299,16 @@ class ShardStore:
         )
 
     def close(self) -> None:
-        """Flush and close every store."""
+        """Flush and close every store. Closing again does nothing."""
         with self._lock:
+            if self._is_closed:
+                return
             self.flush()
+            self._is_closed = True
             while self._stores:
                 self._stores.popitem()[1].close()
             self._env.close()
+            self._writer_lock.release()
 
     def _index_bytes(self) -> int:
         return (self.directory / "data.mdb").stat().st_size
@@ -328,6 +343,7 @@ class ShardStore:
             for key, value in facts.items():
                 transaction.put(key, value, db=self._facts)
 
+        self._mark.set()
         self._env.write(put)
 
     def _read_namespaces(self, transaction: Any) -> list[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -16,11 +15,12 @@ import pytest
 import ray
 
 from cache_actors.pool.client import MemoryClient
-from cache_actors.store.lmdb_environment import NamespaceMismatchError
-from cache_actors.pool.placement import PlacementError
+from cache_actors.pool.config import PoolConfig, PoolConfigError
 from cache_actors.pool.lifecycle import connect_pool, describe_pool, start_pool, stop_pool
+from cache_actors.pool.placement import PlacementError
 from cache_actors.pool.shard_link import MemoryUnavailable, PoolInfo
-from cache_actors.store.lmdb_memory import LmdbMemory
+from cache_actors.store.errors import NamespaceMismatchError
+from cache_actors.store.limits import StoreLimits
 from marm.memory import RAW_STEP, InProcessMemory, Namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
@@ -45,9 +45,9 @@ def make_rows(count: int, start: int = 0, step: int = 0) -> tuple[np.ndarray, np
 
 def as_from_another_node(client: MemoryClient) -> MemoryClient:
     """The client, made to believe that no shard is on its node."""
-    for reader in client._readers:
+    for reader in client._reads.readers:
         reader._node_id = "another"
-        reader._local = None
+        reader.close()
     return client
 
 
@@ -288,8 +288,10 @@ def test_two_starts_at_once_give_one_pool(tmp_path: Path) -> None:
 def test_a_pool_of_another_shape_is_refused(pool: PoolInfo, tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match="has 2 shards, got a request for 3"):
         start_pool(pool.home, 3)
-    with pytest.raises(ValueError, match="max_rows_per_user=None, got a request for 10"):
-        start_pool(pool.home, 2, max_rows_per_user=10)
+    with pytest.raises(PoolConfigError, match="stop the pool first"):
+        start_pool(pool.home, config=PoolConfig(limits=StoreLimits(max_rows_per_user=10)))
+    with pytest.raises(PoolConfigError, match="replicas=1, got a request for 2"):
+        start_pool(pool.home, config=PoolConfig(replicas=2))
     with pytest.raises(ValueError, match="pool name"):
         start_pool(pool.home, 2, name="No Such Name")
     with pytest.raises(PlacementError, match="start the pool first"):
@@ -318,17 +320,9 @@ def test_rows_of_another_namespace_are_refused(pool: PoolInfo, clients: ExitStac
     assert client.stats().rows == 0
 
 
-def test_a_store_of_another_namespace_in_its_place_is_refused(pool: PoolInfo) -> None:
-    wanted, found = Namespace(dim=16), Namespace(dim=24)
-    directory = describe_pool(pool)[0].path
-    LmdbMemory(directory / found.name, found).close()
-    shutil.copytree(directory / found.name, directory / wanted.name)
-    with pytest.raises(NamespaceMismatchError, match="must hold rows of namespace"):
-        MemoryClient(pool, wanted)
-
-
 def test_a_row_limit_holds_across_clients(tmp_path: Path) -> None:
-    pool = start_pool(tmp_path, 1, max_rows_per_user=10)
+    limits = StoreLimits(max_rows_per_user=10)
+    pool = start_pool(tmp_path, 1, config=PoolConfig(limits=limits))
     with MemoryClient(pool, NAMESPACE) as client:
         for start in range(0, 6000, 600):
             client.save(*make_rows(600, start=start)).wait(DEADLINE_S)

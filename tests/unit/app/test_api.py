@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 import httpx
 import numpy as np
@@ -19,6 +20,7 @@ from cache_actors.event_log.log import EventLog
 from cache_actors.group_commit import CommitQueue, GroupCommitter, RecentReports
 from cache_actors.home import Home
 from cache_actors.registry import ModelRegistry
+from cache_actors.transfer.restore_mark import restore_awaited, restoring
 from marm.items import ItemCatalog
 from stages.assemble import build_cascading, build_ranking, build_retrieval
 from stages.graph import StageGraph
@@ -57,6 +59,7 @@ class Edge:
             feedback=FeedbackService(self, lambda: catalog, self._stores, timeout_s=5.0),
             statuses=self._statuses,
             limits=args.limits,
+            restore_awaited=partial(restore_awaited, home.memory, required=False),
         )
         self.api = create_api(self.service, args.limits.max_body_bytes)
 
@@ -120,6 +123,16 @@ def test_health_follows_the_models(edge, tmp_path):
     refused = empty.request("POST", "/recommend", json={"user_id": 1})
     assert refused.status_code == 503
     assert "no model of retrieval/default is published" in refused.json()["error"]
+
+
+def test_readiness_waits_for_a_restore(edge, home):
+    with restoring(home.memory, "s3://bucket/warm"):
+        health = edge.request("GET", "/healthz")
+        assert (health.status_code, health.json()["status"]) == (503, "restoring")
+        assert "restored from s3://bucket/warm" in health.json()["reason"]
+        answer = edge.request("POST", "/recommend", json={"user_id": 1})
+        assert answer.status_code == 200  # who asks is answered
+    assert edge.request("GET", "/healthz").json()["status"] == "ready"
 
 
 def test_when_the_log_is_down_nothing_is_stored_and_the_client_is_told(edge):

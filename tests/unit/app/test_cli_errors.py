@@ -133,7 +133,7 @@ def test_messages_are_shown_as_they_are(run: Run, tmp_path: Path) -> None:
         (["--dim", "0"], "dim >= 1"),
         (["--history", "0"], "history_length must be an integer of at least 1"),
         (["--epoch", "-1"], "epoch >= 0"),
-        (["--dtype", "int8"], "dtype must be one of"),
+        (["--dtype", "int4"], "dtype must be one of"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--device", "tpu"], "device must be 'cpu' or 'cuda'"),
         (["--precision", "fp8"], "precision must be"),

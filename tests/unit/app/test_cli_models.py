@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from app.cli.demo import demo_summary, free_port
 from app.cli.main import cli, cli_app
-from app.cli.memory import published_namespaces
+from app.cli.memory.namespaces import published_namespaces
 from app.cli.train import headline, split_names
 from app.demo import ServingReport
 from cache_actors.registry import ModelRegistry

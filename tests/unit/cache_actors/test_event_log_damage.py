@@ -112,7 +112,7 @@ DAMAGES = [
     (replace_by_own_columns_without_metadata, "did not write"),
     (drop_a_column, "wrong schema"),
     (drop_rows, "metadata promises"),
-    (raise_format_version, "format version must be 1, got 99"),
+    (raise_format_version, "format version must be 1 or 2, got 99"),
     (garble_metadata, "unreadable metadata"),
     (replace_by_empty_directory, "without parts"),
 ]

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from sample_events import make_rows
 
-from marm.memory import RAW_STEP, InProcessMemory, Namespace, UserRows, upsert_rows
+from marm.addressing import NUM_BUCKETS, user_bucket
+from marm.memory import (
+    EVENT_BYTES,
+    RAW_STEP,
+    ROW_DTYPES,
+    InProcessMemory,
+    Namespace,
+    UserRows,
+    upsert_rows,
+)
 
 SMALL = Namespace(depth=1, dim=2, dtype="float32")
 EMPTY = np.empty(0, SMALL.row_dtype)
@@ -118,7 +127,7 @@ class TestNamespace:
             ({"depth": -1}, "depth >= 0.*depth=-1"),
             ({"dim": 0}, "dim >= 1.*dim=0"),
             ({"epoch": -2}, "epoch >= 0.*epoch=-2"),
-            ({"dtype": "int8"}, "dtype must be one of.*got 'int8'"),
+            ({"dtype": "int4"}, "dtype must be one of.*'int8'.*got 'int4'"),
             ({"sequence": "sometimes"}, "'all' or a task of.*got 'sometimes'"),
         ],
     )
@@ -148,8 +157,49 @@ class TestNamespace:
     def test_rows_without_layers(self) -> None:
         assert np.zeros(3, Namespace(depth=0).row_dtype)["memory"].shape == (3, 0, 32)
 
+    def test_callers_of_an_int8_namespace_see_float16(self) -> None:
+        assert Namespace(dtype="int8").row_dtype == Namespace(dtype="float16").row_dtype
+
+    def test_rows_with_the_first_layers_only(self) -> None:
+        namespace = Namespace(depth=3, dim=4, dtype="float32")
+        assert namespace.layers_dtype(None) == namespace.layers_dtype(3) == namespace.row_dtype
+        assert namespace.layers_dtype(2) == replace(namespace, depth=2).row_dtype
+        assert np.zeros(5, namespace.layers_dtype(0))["memory"].shape == (5, 0, 4)
+        assert namespace.layers_dtype(0).itemsize == EVENT_BYTES
+
+    @pytest.mark.parametrize("layers", [-1, 4])
+    def test_layers_that_are_not_there(self, layers: int) -> None:
+        with pytest.raises(ValueError, match=f"between 0 and the depth 3.*got {layers}"):
+            Namespace(depth=3).layers_dtype(layers)
+
+    @pytest.mark.parametrize("dtype", ROW_DTYPES)
+    @pytest.mark.parametrize("depth", [0, 1, 2, 4])
+    @pytest.mark.parametrize("dim", [1, 2, 3, 32, 128])
+    def test_rows_at_rest_are_whole_words(self, dtype: str, depth: int, dim: int) -> None:
+        namespace = Namespace(depth=depth, dim=dim, dtype=dtype)
+        assert namespace.stored_dtype.itemsize % 8 == 0
+        if dtype != "int8" and namespace.row_dtype.itemsize % 8 == 0:
+            assert namespace.stored_dtype == namespace.row_dtype
+        assert namespace.stored_dtype.itemsize - namespace.row_dtype.itemsize < 8 + 4 * depth
+
+    def test_an_int8_row_at_rest_is_half_a_float16_one(self) -> None:
+        namespace = Namespace(depth=4, dim=128, dtype="int8")
+        assert namespace.stored_dtype.itemsize == EVENT_BYTES + 4 * (128 + 4)
+
 
 class TestInProcessMemory:
+    def test_a_scan_of_all_buckets_yields_every_row_once(self) -> None:
+        memory = InProcessMemory(SMALL)
+        user_ids = np.arange(600).repeat(2)
+        memory.save(user_ids, rows([10, 20] * 600, keys=[1, 2] * 600))
+        seen = []
+        for bucket in range(NUM_BUCKETS):
+            for part in memory.scan(bucket):
+                assert (user_bucket(part.user_ids) == bucket).all()
+                assert part.rows["timestamp_ms"].tolist() == [10, 20] * len(part.user_ids)
+                seen += part.user_ids.tolist()
+        assert sorted(seen) == list(range(600))
+
     def test_a_fetch_is_strictly_before(self) -> None:
         memory = InProcessMemory(SMALL)
         memory.save(np.array([1, 1, 1, 1]), rows([10, 20, 20, 30], keys=[1, 2, 3, 4]))
