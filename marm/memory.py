@@ -221,9 +221,8 @@ def upsert_rows(old: NDArray[np.void], new: NDArray[np.void]) -> NDArray[np.void
     if len(old) == 0 and len(new) == 1:
         return rows
     if len(new) and len(old):
-        is_append = new["timestamp_ms"][0] > old["timestamp_ms"][-1] and np.all(
-            np.diff(new["timestamp_ms"]) > 0
-        )
+        times = new["timestamp_ms"]  # compared, not subtracted: a difference may overflow
+        is_append = times[0] > old["timestamp_ms"][-1] and np.all(times[1:] > times[:-1])
         if is_append:
             return rows
     latest: dict[tuple[int, int], int] = {}

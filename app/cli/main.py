@@ -16,8 +16,15 @@ from app.cli.session import console
 from app.cli.train import train_command
 from app.cli.world import world_command
 from app.demo import DemoError
+from cache_actors.event_log.erase import EraseError
+from cache_actors.pool.home_lease import PoolInUseError
+from cache_actors.pool.rebalance import RebalanceRunningError
 from cache_actors.pool.shard_link import MemoryUnavailable
 from cache_actors.registry import ModelRegistryError
+from cache_actors.store.errors import MemoryStoreError
+from cache_actors.tiers.durable_tier import DurableTierError
+from cache_actors.transfer.manifest import SnapshotError
+from cache_actors.transfer.storage import StorageError
 from train.rebuild.log_job import RebuildError
 from train.run import TrainingError
 
@@ -34,19 +41,29 @@ cli_app.command("serve")(serve_command)
 cli_app.add_typer(memory_app, name="memory")
 cli_app.add_typer(models_app, name="models")
 
+EXPLAINED = (
+    ValueError,
+    OSError,
+    TrainingError,
+    RebuildError,
+    DemoError,
+    ModelRegistryError,
+    MemoryUnavailable,
+    MemoryStoreError,
+    PoolInUseError,
+    RebalanceRunningError,
+    DurableTierError,
+    EraseError,
+    SnapshotError,
+    StorageError,
+)
+"""Errors whose message says what a user can do."""
+
 
 def cli() -> None:
     """Run a command; what a user can mend ends in one clear line and exit code 1."""
     try:
         cli_app()
-    except (
-        ValueError,
-        OSError,
-        TrainingError,
-        RebuildError,
-        DemoError,
-        ModelRegistryError,
-        MemoryUnavailable,
-    ) as error:
+    except EXPLAINED as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -5,8 +5,9 @@
 A real Ray cluster of three nodes on one machine, with a real Redis. Two writers append and
 recompute rows whose every byte follows from the user, the row and its step, and note what was
 acknowledged; readers on the nodes check all they read against it. First a pool with one replica of
-each shard, whose processes, readers and Redis are killed; then one with two, which also loses nodes
-with their files. The last line is JSON.
+each shard, whose processes, readers and Redis are killed; then one that grows and shrinks under
+load and loses a shard's process on the way; then one with two replicas, which also loses nodes with
+their files. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +30,26 @@ from benchmarks.perf.faults.kills import (
     kill_node,
     kill_redis,
     kill_shard,
+    kill_while_buckets_move,
 )
 from benchmarks.perf.faults.phase import Phase, PhaseReport, PhaseSettings
 from benchmarks.perf.figures import machine, write_result
 from benchmarks.perf.redis_process import RedisProcess, redis_process
 from cache_actors.home import Home
 from cache_actors.pool.config import PoolConfig
-from cache_actors.pool.lifecycle import start_pool, stop_pool
+from cache_actors.pool.lifecycle import start_pool
 
 _WORKER_NODES = 2
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Both phases."""
+    """Every phase."""
 
     restarts: PhaseSettings = field(
         default_factory=lambda: PhaseSettings({"shard": 12, "redis": 3, "reader": 2}, 3, 1)
     )
+    moves: PhaseSettings = field(default_factory=lambda: PhaseSettings({"move": 2}, 2, 1))
     losses: PhaseSettings = field(
         default_factory=lambda: PhaseSettings({"shard": 4, "node": 3}, 3, 2)
     )
@@ -55,12 +59,17 @@ class Settings:
         """One fault of each kind."""
         return Settings(
             PhaseSettings({"shard": 1, "redis": 1, "reader": 1}, 3, 1),
+            PhaseSettings({"move": 1}, 2, 1),
             PhaseSettings({"shard": 1, "node": 1}, 3, 2),
         )
 
     def seeded(self, seed: int) -> Settings:
         """The same with another seed."""
-        return Settings(replace(self.restarts, seed=seed), replace(self.losses, seed=seed))
+        return Settings(
+            replace(self.restarts, seed=seed),
+            replace(self.moves, seed=seed),
+            replace(self.losses, seed=seed),
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         phases = [
             process_restarts(settings.restarts, nodes, redis, Path(scratch)),
-            node_losses(settings.losses, nodes, redis, Path(scratch)),
+            moving_buckets(settings.moves, nodes, Path(scratch)),
+            node_losses(settings.losses, nodes, Path(scratch)),
         ]
     write_result(json_line(settings, phases, time.monotonic() - started), options.output)
 
@@ -100,34 +110,43 @@ def process_restarts(
     pool = start_pool(Home(scratch / "restarts"), config=config)
     reading_nodes = [nodes.head_id, *nodes.worker_ids()]
     phase = Phase("restarts", settings, nodes, pool, scratch, reading_nodes)
-    report = phase.run(
+    return phase.run(
         {
             "shard": lambda: kill_shard(pool, phase.rng),
             "redis": lambda: kill_redis(redis.server, phase.rng),
             "reader": phase.kill_reader,
         }
     )
-    stop_pool(pool)
-    return report
 
 
-def node_losses(
-    settings: PhaseSettings, nodes: RunningNodes, redis: RedisProcess, scratch: Path
-) -> PhaseReport:
+def moving_buckets(settings: PhaseSettings, nodes: RunningNodes, scratch: Path) -> PhaseReport:
+    """The pool grows and shrinks under load, and each time a shard is killed on the way."""
+    config = PoolConfig(num_shards=settings.num_shards, local_dir=scratch / "disks")
+    pool = start_pool(Home(scratch / "moves"), config=config)
+    phase = Phase("moves", settings, nodes, pool, scratch, [nodes.head_id, *nodes.worker_ids()])
+    wanted = cycle((settings.num_shards + 2, settings.num_shards))
+    return phase.run(
+        {
+            "move": lambda: kill_while_buckets_move(
+                pool, next(wanted), phase.client, phase.ledger, phase.rng
+            )
+        }
+    )
+
+
+def node_losses(settings: PhaseSettings, nodes: RunningNodes, scratch: Path) -> PhaseReport:
     """Two replicas of each shard and no Redis: processes are killed, and whole nodes."""
     config = PoolConfig(
         num_shards=settings.num_shards, replicas=settings.replicas, local_dir=scratch / "disks"
     )
     pool = start_pool(Home(scratch / "losses"), config=config)
     phase = Phase("losses", settings, nodes, pool, scratch, [nodes.head_id, nodes.head_id])
-    report = phase.run(
+    return phase.run(
         {
             "shard": lambda: kill_shard(pool, phase.rng),
             "node": lambda: kill_node(nodes, pool, phase.client, phase.ledger, phase.rng),
         }
     )
-    stop_pool(pool)
-    return report
 
 
 def json_line(settings: Settings, phases: list[PhaseReport], elapsed_s: float) -> str:
@@ -139,16 +158,23 @@ def json_line(settings: Settings, phases: list[PhaseReport], elapsed_s: float) -
         "kills_by_kind": dict(Counter(fault.kind for fault in killed)),
         "acknowledged_rows": sum(phase.acknowledged_rows for phase in phases),
         "lost_acknowledged_rows": sum(phase.lost_acknowledged_rows for phase in phases),
+        "rows_missing_in_replicas": sum(phase.rows_missing_in_replicas for phase in phases),
         "wrong_rows": sum(phase.wrong_rows for phase in phases),
         "moved_replicas": sum(fault.moved_replicas for fault in killed),
         "local_reads": sum(phase.local.reads for phase in phases),
         "failed_local_reads": sum(phase.local.failed_reads for phase in phases),
+        "rows_missing_from_local_reads": sum(phase.local.missing_rows for phase in phases),
+        "lowest_hit_rate_while_buckets_move": min(
+            (fault.lowest_hit_rate for fault in killed if fault.lowest_hit_rate is not None),
+            default=None,
+        ),
         "hit_rate_after_over_before": min(
             (_recovery(fault) for fault in killed if fault.kind == "node"), default=None
         ),
     }
     content["all_hold"] = (
         content["lost_acknowledged_rows"] == 0
+        and content["rows_missing_in_replicas"] == 0
         and content["wrong_rows"] == 0
         and content["failed_local_reads"] == 0
         and all(phase.given_up is None for phase in phases)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ BEAT_INTERVAL_S = 1.0
 LEASE_S = 6.0
 """A lease whose heartbeat stands still for so long belongs to a dead cluster."""
 
+_PROBE_S = 0.5
+
 
 class PoolInUseError(RuntimeError):
     """Another Ray cluster runs the pool."""
@@ -32,6 +35,21 @@ class Lease:
 
     cluster: str
     beat: int
+
+
+def has_ended_here(cluster: str) -> bool:
+    """Whether ``cluster``, an address ``host:port``, was on this machine and nobody answers there.
+    Of other machines nothing is said: a firewall may refuse as well as a dead process."""
+    host, _, port = cluster.rpartition(":")
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))  # only an address of this machine can be bound
+        socket.create_connection((host, int(port)), _PROBE_S).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return False
 
 
 class HomeLease:
@@ -48,7 +66,7 @@ class HomeLease:
         first = self._claim_unless_foreign(None)
         deadline = time.monotonic() + LEASE_S
         while first is not None:
-            is_due = time.monotonic() >= deadline
+            is_due = time.monotonic() >= deadline or has_ended_here(first.cluster)
             found = self._claim_unless_foreign(first if is_due else None)
             if found is None:
                 return

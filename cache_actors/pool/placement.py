@@ -82,6 +82,8 @@ class Placement:
     def split(self, user_ids: NDArray[np.int64]) -> list[ShardShare]:
         """The batch by owner: shards with at least one user, positions in ascending order."""
         shards = self.shard_of_users(user_ids)
+        if len(shards) and (shards == shards[0]).all():
+            return [ShardShare(int(shards[0]), np.arange(len(shards)))]
         order = np.argsort(shards, kind="stable")
         owners, starts = np.unique(shards[order], return_index=True)
         runs = np.split(order, starts[1:])

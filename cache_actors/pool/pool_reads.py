@@ -23,6 +23,7 @@ from marm.memory import Namespace
 
 logger = logging.getLogger(__name__)
 
+_FOUND = int(UserState.FOUND)
 _RECALL_AGAIN_S = 30.0
 _MAX_REMEMBERED_RECALLS = 200_000
 
@@ -97,13 +98,14 @@ class PoolReads:
         while len(pending):
             elsewhere = []
             for shard, answer in self._ask(question, pending, deadline, result):
-                moved = answer.found.state == UserState.ELSEWHERE
-                if moved.any():
-                    refused = answer.positions[moved]
+                answers.append(answer)
+                if not answer.found.state.any():  # all found: the common case
+                    continue
+                refused = answer.positions[answer.found.state == UserState.ELSEWHERE]
+                if len(refused):
                     elsewhere.append(refused)
                     buckets = np.unique(user_bucket(question.user_ids[refused]))
                     self._routes.refresh(buckets, shard)
-                answers.append(answer)
             pending = np.concatenate(elsewhere) if elsewhere else pending[:0]
             if len(pending) and time.monotonic() + RETRY_PAUSE_S >= deadline:
                 problem = MemoryUnavailable(
@@ -147,7 +149,7 @@ class PoolReads:
     ) -> None:
         """Report damage, and read users again whose rows can be brought back."""
         found = result.found
-        flawed = found.state != UserState.FOUND
+        flawed = found.state != _FOUND
         if not flawed.any():
             return
         damaged = np.flatnonzero(found.state == UserState.DAMAGED)

@@ -31,7 +31,7 @@ from marm.addressing import NUM_BUCKETS
 
 logger = logging.getLogger(__name__)
 
-_CALL_S = 60.0
+_CALL_S = 20.0
 _START_S = 120.0
 _STOP_S = 30.0
 
@@ -143,7 +143,7 @@ def _leader(pool: PoolInfo, shard: int, method: str, *args: object) -> Any:
     """Call the leader of a shard, through its restarts where that is safe."""
     link = LeaderLink(pool, shard)
     if method in ("owned", "clear_bucket"):
-        return link.call_until(method, *args, attempt_s=_CALL_S, deadline_s=_CALL_S)
+        return link.call_until(method, *args, attempt_s=_CALL_S, deadline_s=4 * _CALL_S)
     return link.call(method, *args, timeout_s=_CALL_S)
 
 

@@ -176,6 +176,16 @@ class MemoryShard:
         return self._store.namespaces()
 
     @ray.method(concurrency_group="admin")
+    def users(self, namespace: Namespace, bucket: int) -> NDArray[np.int64]:
+        """Users of a bucket that have rows here, or in the durable tier."""
+        return self._store.open(namespace).users(bucket)
+
+    @ray.method(concurrency_group="admin")
+    def forgotten(self) -> dict[int, int]:
+        """Users that asked to be forgotten, and until when (ms)."""
+        return self._store.forgotten()
+
+    @ray.method(concurrency_group="admin")
     def owned(self) -> NDArray[np.bool_]:
         """Which of the buckets this shard owns."""
         self._core.check_member()

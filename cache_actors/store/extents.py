@@ -110,8 +110,8 @@ class ExtentAllocator:
                 self._put_back(extent_start(extent), extent_class(extent))
 
     def rest_all_but(self, used: NDArray[np.int64], capacity: int, transaction_id: int) -> None:
-        """Begin with a file of ``capacity`` places of which the extents ``used [E, 2]`` (start,
-        class) hold rows. Readers from before may still look at the others."""
+        """Begin with a file of ``capacity`` places of which the extents ``used`` (start, class,
+        ...) hold rows. Readers from before may still look at the others."""
         taken = np.zeros(capacity, np.bool_)
         for size_class in range(self.top + 1):
             starts = used[used[:, 1] == size_class, 0]

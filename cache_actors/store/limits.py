@@ -41,6 +41,11 @@ class StoreLimits:
             if size is not None and size < MIN_BYTES:
                 raise ValueError(f"{name} must be at least {MIN_BYTES} bytes, got {size}")
 
+    @property
+    def evicts(self) -> bool:
+        """Whether users may have to be evicted, so that it matters when each was used."""
+        return self.max_bytes is not None or bool(self.namespace_bytes)
+
     def quota(self, namespace_name: str) -> int | None:
         """Bytes that a namespace may take, if it has a quota of its own."""
         return dict(self.namespace_bytes).get(namespace_name)

@@ -30,9 +30,11 @@ from cache_actors.store.records import (
     user_of_key,
 )
 from cache_actors.store.row_file import RowFile
-from cache_actors.store.row_merge import opaque
+from cache_actors.store.row_merge import SortedRows, opaque
 from cache_actors.store.row_reads import copy_runs, find_one
-from cache_actors.store.row_writes import RowWriter, SortedRows, WriteEffect
+from cache_actors.store.row_writes import RowWriter
+from cache_actors.store.store_scan import IndexScan
+from cache_actors.store.write_effect import WriteEffect
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,13 @@ class NamespaceChanges:
         counters.evicted_users += effect.evicted_users_added
         counters.places = self.file.places - self.allocator.unused_rows
         transaction.put(self.counters_key, counters.pack(), db=self.facts)
+
+    def recount(self, found: IndexScan, transaction: Any) -> None:
+        """Count again what a scan of the index found."""
+        counters = self._counters(transaction)
+        counters.users, counters.rows = found.num_users, found.num_rows
+        counters.evicted_users = found.num_evicted
+        self._put_counters(transaction, counters, WriteEffect([]))
 
     def count(self, transaction: Any, **added: int) -> None:
         """Add to counters."""

@@ -29,7 +29,7 @@ from cache_actors.store.records import (
 )
 from cache_actors.store.row_checks import check_rows
 from cache_actors.store.row_formats import encode
-from cache_actors.store.row_writes import SortedRows
+from cache_actors.store.row_merge import SortedRows
 from cache_actors.store.store_scan import scan_index
 from marm.addressing import user_bucket
 from marm.memory import DoneAck, Namespace, UserRows
@@ -111,7 +111,8 @@ class NamespaceWriter(NamespaceStore):
         )
         unsaved = (found.flags & Flag.UNSAVED) != 0
         self._unsaved = dict.fromkeys(found.users[unsaved].tolist())
-        if found.damaged_keys:
+        if found.damaged_keys:  # what they counted is not known any more
+            self._commit(partial(self._changes.recount, found))
             self.repair(users_of_keys(found.damaged_keys))
 
     def save(self, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> DoneAck:
@@ -139,7 +140,8 @@ class NamespaceWriter(NamespaceStore):
         change = partial(self._changes.upsert, new, flags, newest_step, num_forgotten)
         self._with_room(change, new.counts)
         users = new.user_ids.tolist()
-        self.recency.add(users)
+        if self._shard.limits.evicts:
+            self.recency.add(users)
         if flags:
             self._unsaved.update(dict.fromkeys(users))
         self._num_saves += 1
@@ -188,8 +190,11 @@ class NamespaceWriter(NamespaceStore):
                     transaction.put(record_key(user_id), changed.pack(user_id), db=self._index)
             return saved
 
-        for user_id in self._commit(change):
-            self._unsaved.pop(user_id, None)
+        saved = set(self._commit(change))
+        for user_id in user_ids.tolist():
+            # One that changed meanwhile waits behind the others, or busy users would block them.
+            if self._unsaved.pop(user_id, 0) is None and user_id not in saved:
+                self._unsaved[user_id] = None
 
     def evict(self, user_ids: NDArray[np.int64]) -> int:
         """Drop the rows of users, so that the durable tier or the log must be asked; the number of
@@ -213,6 +218,9 @@ class NamespaceWriter(NamespaceStore):
     def forget(self, user_id: int, until_ms: int) -> int:
         """Remove a user's rows up to a time; how many there were. Nothing counts as missing."""
         dropped: int = self._commit(partial(self._changes.forget, user_id, until_ms))
+        if self._env.read(lambda t: self._changes.record(t, user_id)) is None:
+            self.recency.remove([user_id])
+            self._unsaved.pop(user_id, None)
         return dropped
 
     def repair(self, user_ids: NDArray[np.int64]) -> int:

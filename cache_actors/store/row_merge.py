@@ -53,6 +53,47 @@ def repeats_previous(run: NDArray[np.int64], rows: NDArray[np.void]) -> NDArray[
     return repeats
 
 
+@dataclass(frozen=True)
+class SortedRows:
+    """Rows to save (stored dtype), sorted by user, time and event key."""
+
+    user_ids: NDArray[np.int64]  # [U], distinct
+    starts: NDArray[np.int64]  # [U + 1]
+    rows: NDArray[np.void]  # [R]
+
+    @staticmethod
+    def of(user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> SortedRows:
+        """The batch of ``rows[i]`` of ``user_ids[i]``."""
+        order = sort_rows(user_ids, rows)
+        sorted_users = user_ids[order]
+        is_first = np.append(True, sorted_users[1:] != sorted_users[:-1])
+        starts = np.append(np.flatnonzero(is_first), len(rows))
+        rows = opaque(rows).take(order).view(rows.dtype)
+        return SortedRows(sorted_users[starts[:-1]], starts, rows)
+
+    @property
+    def times(self) -> NDArray[np.int64]:
+        """Time of each row."""
+        times: NDArray[np.int64] = self.rows["timestamp_ms"]
+        return times
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """Event key of each row."""
+        keys: NDArray[np.uint64] = self.rows["event_key"]
+        return keys
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Rows of each user."""
+        return np.diff(self.starts)
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """The user of each row, by position."""
+        return np.repeat(np.arange(len(self.user_ids)), self.counts)
+
+
 def upsert_runs(
     num_runs: int,
     old: NDArray[np.void],

@@ -1,14 +1,14 @@
 """Upserting rows: what a batch of users' records become, and where their rows go.
 
-Most rows are newer than everything stored of their user and fit behind it. They are written in
-place, all users at once, and only the records change. Where rows arrive late, repeat an event, or
-do not fit, the extents concerned are merged with them and written to fresh places.
+Most rows are newer than everything stored of their user and are appended (`row_appends.py`). Where
+rows arrive late or repeat an event, or are too many, the extents concerned are merged with them and
+written to fresh places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from cache_actors.store.extents import ExtentAllocator, class_for
 from cache_actors.store.records import (
     CHECK,
-    CLASS_MASK,
-    CLASS_SHIFT,
     COUNT_MASK,
     START_SHIFT,
     Flag,
@@ -27,54 +25,12 @@ from cache_actors.store.records import (
     extent_start,
     record_keys,
 )
+from cache_actors.store.row_appends import RowAppender
 from cache_actors.store.row_file import RowFile, row_sums
-from cache_actors.store.row_merge import expand_runs, opaque, repeats_previous, upsert_runs
+from cache_actors.store.row_merge import SortedRows, expand_runs, opaque, upsert_runs
+from cache_actors.store.write_effect import WriteEffect
 
-Item = tuple[bytes, bytes | memoryview]
 _WORD_MASK = (1 << 64) - 1
-
-
-@dataclass(frozen=True)
-class SortedRows:
-    """Rows to save (stored dtype), sorted by user, time and event key."""
-
-    user_ids: NDArray[np.int64]  # [U], distinct
-    starts: NDArray[np.int64]  # [U + 1]
-    rows: NDArray[np.void]  # [R]
-
-    @staticmethod
-    def of(user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> SortedRows:
-        """The batch of ``rows[i]`` of ``user_ids[i]``."""
-        order = np.lexsort((rows["event_key"], rows["timestamp_ms"], user_ids))
-        sorted_users = user_ids[order]
-        is_first = np.append(True, sorted_users[1:] != sorted_users[:-1])
-        starts = np.append(np.flatnonzero(is_first), len(rows))
-        return SortedRows(
-            sorted_users[starts[:-1]], starts, opaque(rows).take(order).view(rows.dtype)
-        )
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Rows of each user."""
-        return np.diff(self.starts)
-
-    @property
-    def owner(self) -> NDArray[np.int64]:
-        """The user of each row, by position."""
-        return np.repeat(np.arange(len(self.user_ids)), self.counts)
-
-
-@dataclass
-class WriteEffect:
-    """What a batch changed: records to put, and counts."""
-
-    items: list[Item]
-    users_added: int = 0
-    rows_added: int = 0
-    rows_damaged: int = 0
-    evicted_users_removed: int = 0
-    evicted_users_added: int = 0
-    incomplete: set[int] = field(default_factory=set)  # positions of users that lost damaged rows
 
 
 @dataclass(frozen=True)
@@ -115,13 +71,13 @@ class RowWriter:
         effect = WriteEffect([])
         was_evicted = (batch.flags & np.uint32(Flag.EVICTED)) != 0
         effect.evicted_users_removed += int((expired & was_evicted).sum())
-        fits = self._fits_behind(batch, new) & ~expired
-        if fits.any():
-            self._append_in_place(batch, new, fits, now_s, flags, effect)
-        others = np.flatnonzero(~fits)
+        appender = RowAppender(self.file, self.allocator, self.max_rows_per_user is None, self.grow)
+        allowed = ~expired & ~batch.damaged
+        appended = appender.append(batch, new, allowed, now_s, flags, effect)
+        others = np.flatnonzero(~appended)
         if len(others):
-            mask = np.repeat(~fits, new.counts)
-            position = np.full(len(fits), -1)
+            mask = np.repeat(~appended, new.counts)
+            position = np.full(len(appended), -1)
             position[others] = np.arange(len(others))
             rewrites = [self._region(batch, expired, new, index) for index in others.tolist()]
             old, old_run = self._stored(rewrites, new.user_ids, effect)
@@ -191,60 +147,6 @@ class RowWriter:
         rewrites = [Rewrite(i, r, 0, len(r.extents)) for i, r in enumerate(records)]
         self._write_rewrites(rewrites, user_ids, rows, starts, None, 0, effect)
         return effect
-
-    def _fits_behind(self, batch: RecordBatch, new: SortedRows) -> NDArray[np.bool_]:
-        """Users whose new rows are distinct, newer than all stored ones, and have room."""
-        times, keys = new.rows["timestamp_ms"], new.rows["event_key"]
-        first = new.starts[:-1]
-        newer = times[first] > batch.newest_ms
-        newer |= (times[first] == batch.newest_ms) & (keys[first] > batch.newest_key)
-        repeats = repeats_previous(new.owner, new.rows)
-        if repeats.any():
-            newer &= np.bincount(new.owner[repeats], minlength=len(newer)) == 0
-        tail = batch.words[batch.starts[1:] - 1].astype(np.int64)
-        size_class, count = (tail >> CLASS_SHIFT) & CLASS_MASK, tail & COUNT_MASK
-        room = np.where(batch.num_extents > 0, (1 << np.minimum(size_class, 30)) - count, 0)
-        return newer & (new.counts <= room)
-
-    def _append_in_place(
-        self,
-        batch: RecordBatch,
-        new: SortedRows,
-        fits: NDArray[np.bool_],
-        now_s: int,
-        flags: int,
-        effect: WriteEffect,
-    ) -> None:
-        words, counts = batch.words, new.counts
-        users = np.flatnonzero(fits)
-        tail = batch.starts[users + 1] - 1
-        free = (words[tail] >> np.uint64(START_SHIFT)).astype(np.int64)
-        free += (words[tail] & np.uint64(COUNT_MASK)).astype(np.int64)
-        mask = np.repeat(fits, counts)
-        length = counts[users]
-        places = expand_runs(free, length)
-        owners = np.repeat(new.user_ids[users], length)
-        rows = new.rows if fits.all() else opaque(new.rows)[mask].view(new.rows.dtype)
-        self.file.write(places, rows, owners)
-        head = batch.starts[users]
-        last = new.starts[users + 1] - 1
-        words[tail] += length.astype(np.uint64)
-        words[head + 1] = new.rows["timestamp_ms"][last].view(np.uint64)
-        words[head + 2] = new.rows["event_key"][last]
-        version = (words[head + 3] + np.uint64(1)) & np.uint64(0xFFFFFFFF)
-        words[head + 3] = version | np.uint64(now_s << 32)
-        words[head + 4] |= np.uint64(flags << 32)
-        words[head] = 0
-        sums = np.add.reduceat(words, batch.starts[:-1])[users]
-        words[head] = np.uint64(CHECK) + new.user_ids[users].view(np.uint64) - sums
-        data = words.view(np.uint8).data
-        keys = record_keys(new.user_ids[users])
-        edges = (batch.starts * 8).tolist()
-        effect.items += [
-            (key, data[edges[user] : edges[user + 1]])
-            for key, user in zip(keys, users.tolist(), strict=True)
-        ]
-        effect.rows_added += int(length.sum())
 
     def _region(
         self, batch: RecordBatch, expired: NDArray[np.bool_], new: SortedRows, index: int

@@ -35,8 +35,8 @@ class RunningMark:
     def is_of_earlier_boot(self) -> bool:
         """Whether the machine went down while the mark was set."""
         try:
-            return self._path.read_text(encoding="ascii").strip() != boot_id()
-        except (OSError, UnicodeDecodeError):
+            return self._path.read_bytes().strip() != boot_id().encode()
+        except FileNotFoundError:
             return False
 
     def set(self) -> None:

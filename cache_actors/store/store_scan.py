@@ -14,8 +14,10 @@ from cache_actors.store.lmdb_environment import LmdbEnvironment
 from cache_actors.store.records import (
     CLASS_MASK,
     CLASS_SHIFT,
+    COUNT_MASK,
     HEAD_WORDS,
     START_SHIFT,
+    Flag,
     RecordBatch,
     users_of_keys,
 )
@@ -30,7 +32,8 @@ class IndexScan:
     users: NDArray[np.int64]  # [U]
     written_s: NDArray[np.int64]  # [U]
     flags: NDArray[np.uint32]  # [U]
-    extents: NDArray[np.int64]  # [E, 2], start and size class
+    num_extents: NDArray[np.int64]  # [U]
+    extents: NDArray[np.int64]  # [E, 3], start, size class and rows
     damaged_keys: list[bytes]
 
     @property
@@ -40,10 +43,25 @@ class IndexScan:
             return 0
         return int((self.extents[:, 0] + (1 << self.extents[:, 1])).max())
 
+    @property
+    def num_users(self) -> int:
+        """Users with rows."""
+        return int((self.num_extents > 0).sum())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all users."""
+        return int(self.extents[:, 2].sum())
+
+    @property
+    def num_evicted(self) -> int:
+        """Users of whom rows are elsewhere."""
+        return int(((self.flags & np.uint32(Flag.EVICTED)) != 0).sum())
+
 
 def scan_index(env: LmdbEnvironment, index: Any) -> IndexScan:
     """Everything in ``index``, some thousand records per read transaction."""
-    users, written, flags, extents = [], [], [], []
+    users, written, flags, num_extents, extents = [], [], [], [], []
     damaged: list[bytes] = []
     for keys, values in _pages(env, index):
         batch = RecordBatch.of(values, owners := users_of_keys(keys))
@@ -51,20 +69,22 @@ def scan_index(env: LmdbEnvironment, index: Any) -> IndexScan:
         is_extent = np.ones(len(batch.words), np.bool_)
         is_extent[(batch.starts[:-1, None] + np.arange(HEAD_WORDS)).ravel()] = False
         words = batch.words[is_extent].astype(np.int64)
-        extents.append(
-            np.stack([words >> START_SHIFT, (words >> CLASS_SHIFT) & CLASS_MASK], axis=1)
-        )
+        size_class, count = (words >> CLASS_SHIFT) & CLASS_MASK, words & COUNT_MASK
+        extents.append(np.stack([words >> START_SHIFT, size_class, count], axis=1))
         sound = ~batch.damaged
         users.append(owners[sound])
         written.append(batch.written_s[sound])
         flags.append(batch.flags[sound])
+        num_extents.append(batch.num_extents[sound])
     if not users:
         none = np.empty(0, np.int64)
-        return IndexScan(none, none, np.empty(0, np.uint32), np.empty((0, 2), np.int64), [])
+        no_extents = np.empty((0, 3), np.int64)
+        return IndexScan(none, none, np.empty(0, np.uint32), none, no_extents, [])
     return IndexScan(
         np.concatenate(users),
         np.concatenate(written),
         np.concatenate(flags),
+        np.concatenate(num_extents),
         np.concatenate(extents),
         damaged,
     )

@@ -134,6 +134,8 @@ def _write_parts(
             if progress is not None:
                 progress(_progress(done + 1, total, parts))
         parts += [future.result() for future in writing]
+    if progress is not None:
+        progress(_progress(total, total, parts))
     return tuple(parts)
 
 

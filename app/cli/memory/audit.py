@@ -51,7 +51,7 @@ def audit_command(
     target = Home(home)
     load_weights(ModelRegistry(target.models), variant, version)  # before anything is started
     with opened_pool(target, pool, address) as opened, console.status("recomputing rows"):
-        report = audit_memory(target, request, opened)
+        report = audit_memory(target, request, opened.pool)
     for table in tables(report):
         console.print(table)
     console.print(describe(report))
@@ -118,4 +118,6 @@ def _steps_label(age: AgeClass) -> str:
 def _seconds_label(age: AgeClass) -> str:
     if age.below is None:
         return f"{_SECONDS[age.at_least or 0]} or more"
-    return f"below {_SECONDS[age.below]}"
+    if not age.at_least:
+        return f"below {_SECONDS[age.below]}"
+    return f"{_SECONDS[age.at_least]} to {_SECONDS[age.below]}"

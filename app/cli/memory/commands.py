@@ -5,8 +5,12 @@ from __future__ import annotations
 import typer
 
 from app.cli.memory.audit import audit_command
+from app.cli.memory.export import export_command
+from app.cli.memory.forget import forget_command
 from app.cli.memory.plan import plan_command
+from app.cli.memory.rebalance import rebalance_command
 from app.cli.memory.rebuild import rebuild_command
+from app.cli.memory.snapshot import restore_command, snapshot_command
 from app.cli.memory.status import status_command
 
 memory_app = typer.Typer(
@@ -15,5 +19,10 @@ memory_app = typer.Typer(
 )
 memory_app.command("status")(status_command)
 memory_app.command("plan")(plan_command)
+memory_app.command("snapshot")(snapshot_command)
+memory_app.command("restore")(restore_command)
+memory_app.command("rebalance")(rebalance_command)
 memory_app.command("rebuild")(rebuild_command)
 memory_app.command("audit")(audit_command)
+memory_app.command("forget")(forget_command)
+memory_app.command("export")(export_command)

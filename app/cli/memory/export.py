@@ -18,9 +18,7 @@ from cache_actors.atomic_files import replace_text
 from cache_actors.event_log.erase import user_events
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
-from cache_actors.pool.client import MemoryClient
-from cache_actors.pool.operations import namespaces
-from cache_actors.store.namespace_store import ALL_ROWS
+from cache_actors.store.lookup import ALL_ROWS
 from marm.events import BINARY_TASKS, EVENT_DTYPES, TASKS, EventBatch
 from marm.memory import RAW_STEP, Namespace
 
@@ -39,11 +37,11 @@ def export_command(
     With --output, what was written is counted in one JSON object on standard output.
     """
     target = Home(home)
-    with opened_pool(target, pool, address) as info:
-        rows_of = {}
-        for namespace in namespaces(info):
-            with MemoryClient(info, namespace) as memory:
-                rows_of[namespace] = memory.fetch(np.array([user]), ALL_ROWS).rows
+    with opened_pool(target, pool, address) as memory:
+        rows_of = {
+            namespace: memory.client(namespace).fetch(np.array([user]), ALL_ROWS).rows
+            for namespace in memory.namespaces()
+        }
     events = user_events(EventLog(target.log), user)
     counts = {
         "user_id": user,

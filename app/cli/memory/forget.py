@@ -14,10 +14,8 @@ from app.cli.session import console, to_json
 from cache_actors.event_log.erase import ErasedEvents, erase_users, user_events
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
-from cache_actors.pool.client import MemoryClient
-from cache_actors.pool.operations import forget, namespaces
-from cache_actors.pool.shard_link import PoolInfo
 from cache_actors.transfer.forget import forget_in_snapshot
+from cache_actors.transfer.pool_memory import PoolMemory
 from cache_actors.transfer.restore import open_snapshot
 
 LEFT_OVER = (
@@ -51,11 +49,11 @@ def forget_command(
     if not yes:
         names = ", ".join(map(str, asked))
         typer.confirm(f"Remove all rows and events of {names}? It can't be undone.", abort=True)
-    with opened_pool(target, pool, address) as info:
+    with opened_pool(target, pool, address) as memory:
         until_ms_of = dict.fromkeys(asked, until_ms) if until_ms is not None else {}
         for user in asked:
-            until = until_ms_of.setdefault(user, newest_ms(target, info, user))
-            forget(info, user, until)
+            until = until_ms_of.setdefault(user, newest_ms(target, memory, user))
+            memory.forget(user, until)
     erased = erase_in_log(target, until_ms_of)
     rows_in = {url: forget_in_snapshot(url, until_ms_of).rows for url in snapshot or []}
     console.print(LEFT_OVER)
@@ -68,13 +66,12 @@ def forget_command(
     typer.echo(to_json(report))
 
 
-def newest_ms(home: Home, pool: PoolInfo, user_id: int) -> int:
+def newest_ms(home: Home, memory: PoolMemory, user_id: int) -> int:
     """Now, or the time of the user's newest event or row where a client's clock was ahead."""
     newest = [time.time_ns() // 1_000_000]
     newest += user_events(EventLog(home.log), user_id).timestamp_ms[-1:].tolist()
-    for namespace in namespaces(pool):
-        with MemoryClient(pool, namespace) as memory:
-            rows = memory.fetch(np.array([user_id]), 1, layers=0).rows
+    for namespace in memory.namespaces():
+        rows = memory.client(namespace).fetch(np.array([user_id]), 1, layers=0).rows
         newest += rows["timestamp_ms"].tolist()
     return max(newest)
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_actors.pool.client import MemoryClient
-from cache_actors.pool.operations import namespaces_of
 from cache_actors.pool.shard_link import PoolInfo
+from cache_actors.transfer.pool_memory import PoolMemory
 from marm.addressing import NUM_BUCKETS
 from marm.memory import Namespace
 
@@ -43,20 +41,17 @@ class ProbeReport:
     failed_users: int = 0
 
 
-def sample_users(pool: PoolInfo, num_users: int) -> UsersOf:
+def sample_users(memory: PoolMemory, num_users: int) -> UsersOf:
     """Up to so many users with rows in every namespace of the pool, from all buckets."""
     sampled = {}
-    for namespace in namespaces_of(pool):
-        with MemoryClient(pool, namespace) as memory:
-            users = list(islice(_users(memory, -(-num_users // NUM_BUCKETS)), num_users))
-        sampled[namespace] = np.array(users, np.int64)
+    for namespace in memory.namespaces() if num_users else []:
+        known = [memory.users(namespace, bucket) for bucket in range(NUM_BUCKETS)]
+        # The first of every bucket, then the second of every bucket, and so on.
+        rank = np.concatenate([np.arange(len(users)) for users in known])
+        users = np.concatenate(known)[np.argsort(rank, kind="stable")][:num_users]
+        found = memory.client(namespace).fetch(users, 1, layers=0)
+        sampled[namespace] = users[found.counts > 0]
     return sampled
-
-
-def _users(memory: MemoryClient, per_bucket: int) -> Iterator[int]:
-    for bucket in range(NUM_BUCKETS if per_bucket else 0):
-        for rows in islice(memory.scan(bucket), 1):
-            yield from rows.user_ids[rows.counts > 0][:per_bucket].tolist()
 
 
 class HitRateProbe:

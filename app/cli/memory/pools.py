@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,8 +12,11 @@ import typer
 from app.build import RAY_NAMESPACE
 from app.cli.session import ray_session
 from cache_actors.home import Home
+from cache_actors.pool.config import PoolConfig
 from cache_actors.pool.lifecycle import start_pool
+from cache_actors.pool.placement import Placement
 from cache_actors.pool.shard_link import PoolInfo
+from cache_actors.transfer.pool_memory import PoolMemory
 
 PoolOption = Annotated[str, typer.Option("--pool", help="Name of the pool, as in serve_config.")]
 DEFAULT_POOL = "default"
@@ -21,7 +25,7 @@ DEFAULT_POOL = "default"
 @contextmanager
 def opened_pool(
     home: Home, name: str, address: str | None, num_shards: int | None = None
-) -> Iterator[PoolInfo]:
+) -> Iterator[PoolMemory]:
     """The pool of a home that exists, started if it does not run.
 
     A pool that was started on a cluster of the command's own ends with it; its rows stay.
@@ -31,5 +35,12 @@ def opened_pool(
             f"there is no memory at {home.path}; run `marm train` or `marm demo` first, or give "
             "--home the directory that they used"
         )
-    with ray_session(address):
-        yield start_pool(home, num_shards, RAY_NAMESPACE, name)
+    with ExitStack() as stack:
+        stack.enter_context(ray_session(address))
+        pool = start_pool(home, num_shards, RAY_NAMESPACE, name)
+        yield stack.enter_context(PoolMemory(pool))
+
+
+def pool_directory(home: Home, name: str) -> Path:
+    """What the shards of a pool share, whether or not it runs."""
+    return PoolInfo(home, name, RAY_NAMESPACE, Placement.even(1), PoolConfig()).directory

@@ -29,15 +29,15 @@ def rebalance_command(
 
     One that was broken off goes on when it is started again. Prints a report as JSON.
     """
-    with opened_pool(Home(home), pool, address) as info, progress_bar() as bars:
-        moves = moves_to(load_placement(info.placement_path), shards)
+    with opened_pool(Home(home), pool, address) as memory, progress_bar() as bars:
+        moves = moves_to(load_placement(memory.pool.placement_path), shards)
         task = bars.add_task("moving buckets", total=len(moves), note="")
 
         def show(move: BucketMove) -> None:
             bars.update(task, advance=1, note=f"bucket {move.bucket} to shard {move.target}")
 
-        with HitRateProbe(info, sample_users(info, probe_users)) as probe:
-            report = rebalance(info, shards, on_move=show)
+        with HitRateProbe(memory.pool, sample_users(memory, probe_users)) as probe:
+            report = rebalance(memory.pool, shards, on_move=show)
     console.print(
         f"{report.num_shards_before} -> {report.num_shards} shards: {report.buckets_moved} buckets "
         f"with {report.rows_moved:,} rows in {report.seconds:.1f} s"

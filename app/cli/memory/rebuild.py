@@ -75,7 +75,7 @@ def rebuild_command(
             done, total = progress.events_done, progress.events_total
             bars.update(bar, completed=done, total=total, note=note)
 
-        report = rebuild_memory(target, request, opened, show)
+        report = rebuild_memory(target, request, opened.pool, show)
     console.print(describe(report))
     typer.echo(to_json(asdict(report)))
 

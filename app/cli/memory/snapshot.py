@@ -8,12 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.memory.plan import show_bytes
-from app.cli.memory.pools import DEFAULT_POOL, PoolOption, opened_pool
+from app.cli.memory.pools import DEFAULT_POOL, PoolOption, opened_pool, pool_directory
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOption
 from app.cli.session import console, progress_bar, to_json
 from cache_actors.home import Home
-from cache_actors.pool.lifecycle import pool_directory
-from cache_actors.pool.pool_memory import PoolMemory
 from cache_actors.transfer.manifest import Manifest
 from cache_actors.transfer.restore import open_snapshot, restore_snapshot
 from cache_actors.transfer.restore_mark import abandon_restore, restoring
@@ -31,11 +29,7 @@ def snapshot_command(
     address: AddressOption = None,
 ) -> None:
     """Copy every row to a new place, while the pool is in use; prints what was copied as JSON."""
-    with (
-        opened_pool(Home(home), pool, address) as info,
-        PoolMemory(info) as memory,
-        progress_bar() as bars,
-    ):
+    with opened_pool(Home(home), pool, address) as memory, progress_bar() as bars:
         task = bars.add_task("copying buckets", total=None, note="")
 
         def show(done: SnapshotProgress) -> None:
@@ -43,7 +37,7 @@ def snapshot_command(
             bars.update(task, completed=done.buckets, total=done.of_buckets, note=note)
 
         manifest = snapshot(
-            memory, url, shard_of_bucket=info.placement.shard_of_bucket, progress=show
+            memory, url, shard_of_bucket=memory.pool.placement.shard_of_bucket, progress=show
         )
     typer.echo(to_json(manifest_summary(manifest)))
 
@@ -73,9 +67,8 @@ def restore_command(
     found = open_snapshot(url)  # refuses before anything is started
     target.create()
     with (
-        opened_pool(target, pool, address, shards) as info,
-        PoolMemory(info) as memory,
-        restoring(info.directory, url) as restored_rows,
+        opened_pool(target, pool, address, shards) as memory,
+        restoring(memory.pool.directory, url) as restored_rows,
         progress_bar() as bars,
     ):
         task = bars.add_task("restoring parts", total=len(found.manifest.parts), note="")

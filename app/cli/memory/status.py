@@ -44,9 +44,9 @@ def status_command(
 
     Prints a table for people, then one JSON object.
     """
-    with opened_pool(Home(home), pool, address) as info:
-        replicas = pool_status(info)
-        mark = read_restore_mark(info.directory)
+    with opened_pool(Home(home), pool, address) as memory:
+        replicas = pool_status(memory.pool)
+        mark = read_restore_mark(memory.pool.directory)
     console.print(status_table(replicas))
     restore = None if mark is None else asdict(mark)
     typer.echo(to_json({"pool": pool, "shards": status_json(replicas), "restore": restore}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import ray
@@ -45,11 +46,17 @@ class ReadingProcess:
         self._client = MemoryClient(pool, load.namespace)
         node_id = ray.get_runtime_context().get_node_id()
         self._reader = LoadReader(pool, self._client, load, node_id, seed)
-        self._loop = Loop(self._reader.read_once, "reader").start()
+        self._turn = threading.Lock()
+        self._loop = Loop(self._read, "reader").start()
 
     def pid(self) -> int:
         """The process."""
         return os.getpid()
+
+    def look_again(self) -> None:
+        """Find out again what is on this node, between two reads."""
+        with self._turn:
+            self._reader.look_again()
 
     def report(self) -> tuple[ReaderReport, ReaderReport]:
         """Local and remote reads so far."""
@@ -60,6 +67,10 @@ class ReadingProcess:
         self._loop.stop()
         self._client.close()
         return self.report()
+
+    def _read(self) -> None:
+        with self._turn:
+            self._reader.read_once()
 
 
 def start_on(node_id: str, process: type, *arguments: object) -> Any:

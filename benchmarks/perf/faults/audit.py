@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.perf.faults.ledger import Comparison, Ledger
 from cache_actors.pool.client import MemoryClient
+from cache_actors.pool.placement import load_placement
 from cache_actors.pool.shard_info import ShardInfo
 from cache_actors.pool.shard_link import PoolInfo
 from cache_actors.store.mapped_shard import MappedShard
@@ -28,7 +29,7 @@ def audit_replica(
     pool: PoolInfo, namespace: Namespace, info: ShardInfo, ledger: Ledger
 ) -> Comparison:
     """Every acknowledged row of a shard, read from the files of one of its replicas."""
-    shares = pool.placement.split(ledger.users)
+    shares = load_placement(pool.placement_path).split(ledger.users)
     users = np.concatenate([s.positions for s in shares if s.shard == info.shard])
     shard = MappedShard(info.path)
     try:

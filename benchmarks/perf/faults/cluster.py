@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from cache_actors.pool.errors import MemoryUnavailable
 from cache_actors.pool.lifecycle import describe_pool
+from cache_actors.pool.placement import load_placement
 from cache_actors.pool.shard_info import ShardInfo
 from cache_actors.pool.shard_link import PoolInfo
 
@@ -101,7 +102,8 @@ def await_whole(pool: PoolInfo, gone_pids: frozenset[int] = frozenset()) -> list
     def look() -> list[ShardInfo] | None:
         with suppress(MemoryUnavailable):
             infos = describe_pool(pool)
-            expected = pool.placement.num_shards * pool.config.replicas
+            num_shards = load_placement(pool.placement_path).num_shards
+            expected = num_shards * pool.config.replicas
             sound = [info for info in infos if info.is_member and info.pid not in gone_pids]
             if len(sound) == expected:
                 return infos

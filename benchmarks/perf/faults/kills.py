@@ -9,7 +9,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from benchmarks.perf.faults.ledger import Ledger
 from benchmarks.perf.redis_server import RedisServer
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.errors import MemoryUnavailable
+from cache_actors.pool.placement import BucketMove
+from cache_actors.pool.rebalance import rebalance
 from cache_actors.pool.shard_info import ShardInfo
 from cache_actors.pool.shard_link import PoolInfo
 
@@ -26,6 +29,7 @@ RECOVERED_HIT_RATE = 0.999
 HIT_RATE_DEADLINE_S = 60.0
 
 _OUTAGE_S = (0.5, 2.5)
+_MOVES_BEFORE_KILL = 40
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class Killed:
     """What a fault was, and how long it took until all was as before.
 
     Attributes:
+        over_at: when all was as before, in Unix seconds.
         moved_replicas: replicas that run on another node afterwards, though theirs is alive. With
             disks of their own they would have to fill up again from their peer or the durable tier.
         hit_rate_before, hit_rate_after: share of the acknowledged rows that a client reads; of a
-            node's loss only.
+            node's loss and of moves only.
+        lowest_hit_rate: of reads while buckets moved; reads that a killed shard failed aside.
         hit_rate_back_s: from the loss of a node until the hit rate was as before, or was given up.
     """
 
@@ -46,7 +52,9 @@ class Killed:
     hit_rate_before: float | None = None
     hit_rate_after: float | None = None
     hit_rate_back_s: float | None = None
+    lowest_hit_rate: float | None = None
     moved_replicas: int = 0
+    over_at: float = field(default_factory=time.time)
 
 
 Kill = Callable[[], Killed]
@@ -103,6 +111,43 @@ def kill_node(
         before,
         after,
         back_s,
+    )
+
+
+def kill_while_buckets_move(
+    pool: PoolInfo,
+    num_shards: int,
+    client: MemoryClient,
+    ledger: Ledger,
+    rng: np.random.Generator,
+) -> Killed:
+    """SIGKILL to a random shard in the middle of a rebalance to ``num_shards`` shards."""
+    victim = rng.choice(np.array([info.pid for info in await_whole(pool)]))
+    kill_at, num_moved = int(rng.integers(1, _MOVES_BEFORE_KILL)), 0
+
+    def moved(move: BucketMove) -> None:
+        nonlocal num_moved
+        num_moved += 1
+        if num_moved == kill_at:
+            os.kill(int(victim), signal.SIGKILL)
+
+    before = _hit_rate(client, ledger) or 0.0
+    started = time.monotonic()
+    lowest = before
+    with ThreadPoolExecutor(1, "rebalance") as thread:
+        moving = thread.submit(rebalance, pool, num_shards, on_move=moved)
+        while not moving.done():
+            rate = _hit_rate(client, ledger)
+            lowest = lowest if rate is None else min(lowest, rate)
+        report = moving.result()
+    await_whole(pool, frozenset({int(victim)}))
+    return Killed(
+        "shard_while_buckets_move",
+        f"{report.buckets_moved} buckets, {report.num_shards_before} to {num_shards} shards",
+        time.monotonic() - started,
+        before,
+        _hit_rate(client, ledger),
+        lowest_hit_rate=lowest,
     )
 
 

@@ -16,9 +16,10 @@ from benchmarks.perf.faults.rows import make_rows
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.errors import MemoryUnavailable
 from cache_actors.pool.lifecycle import describe_pool
+from cache_actors.pool.placement import load_placement
 from cache_actors.pool.shard_link import PoolInfo
 from cache_actors.store.errors import MemoryStoreError
-from marm.memory import Namespace
+from marm.memory import Namespace, UserRows
 
 _ACK_TIMEOUT_S = 150.0
 _PAUSE_S = 0.002  # leaves processors for whatever is being restarted
@@ -110,7 +111,7 @@ class LoadWriter:
                 break
             except (MemoryUnavailable, MemoryStoreError) as error:
                 self.report.failed_saves += 1
-                self.report.errors = [*self.report.errors, repr(error)][:_KEPT_ERRORS]
+                self.report.errors = [*self.report.errors, _dated(repr(error))][:_KEPT_ERRORS]
                 if is_stopping():
                     return
         self._ledger.acknowledge(users, numbers, steps)
@@ -133,7 +134,8 @@ class LoadWriter:
 class LoadReader:
     """Reads batches of users of one shard at a time and checks all that comes back.
 
-    Users of shards with a replica on this node count as local reads, all others as remote ones.
+    Users of shards with a replica on this node count as local reads, all others as remote ones, and
+    so does whatever is read while buckets move.
     """
 
     def __init__(
@@ -144,11 +146,18 @@ class LoadReader:
         self._load = load
         self._ledger = load.open_ledger()
         self._rng = np.random.default_rng(seed)
-        here = {info.shard for info in describe_pool(pool) if info.node_id == node_id}
+        self._pool = pool
+        self._node_id = node_id
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Find out which users are on this node; shards may have moved."""
+        placement = load_placement(self._pool.placement_path)
+        here = {i.shard for i in describe_pool(self._pool) if i.node_id == self._node_id}
         self._groups = [
-            (share.shard in here, share.positions)
-            for share in pool.placement.split(self._ledger.users)
+            (share.shard in here, share.positions) for share in placement.split(self._ledger.users)
         ]
+        self._version = placement.version
 
     def read_once(self) -> None:
         """One read of random users of a random shard."""
@@ -156,23 +165,37 @@ class LoadReader:
         users = self._rng.choice(
             members, min(self._load.users_per_read, len(members)), replace=False
         )
-        report = self.local if is_local else self.remote
         promised = self._ledger.promised(users)
-        report.reads += 1
         started = time.monotonic()
+        found: UserRows | None = None
+        problem = ""
         try:
             found = self._client.fetch(self._ledger.users[users], self._load.rows_per_read)
         except (MemoryUnavailable, MemoryStoreError) as error:
+            problem = repr(error)
+        elapsed_s = time.monotonic() - started
+        is_local &= load_placement(self._pool.placement_path).version == self._version
+        report = self.local if is_local else self.remote
+        report.reads += 1
+        report.longest_read_s = max(report.longest_read_s, elapsed_s)
+        if found is None:
             report.failed_reads += 1
-            report.errors = [*report.errors, repr(error)][:_KEPT_ERRORS]
+            report.errors = [*report.errors, _dated(problem)][:_KEPT_ERRORS]
             return
-        report.longest_read_s = max(report.longest_read_s, time.monotonic() - started)
         compared = self._ledger.compare(
             self._load.namespace, users, promised, found, self._load.rows_per_read
         )
+        if compared.missing_rows or compared.wrong_rows:
+            problem = f"{compared} in {elapsed_s:.3f} s, users {users[:4].tolist()}.."
+            report.errors = [*report.errors, _dated(problem)][:_KEPT_ERRORS]
         report.rows += len(found.rows)
         report.missing_rows += compared.missing_rows
         report.wrong_rows += compared.wrong_rows
+
+
+def _dated(problem: str) -> str:
+    """Fit to be compared with the times of the faults."""
+    return f"{time.time():.1f}: {problem}"
 
 
 class Loop:

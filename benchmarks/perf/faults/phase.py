@@ -20,7 +20,8 @@ from benchmarks.perf.faults.kills import Kill, Killed
 from benchmarks.perf.faults.ledger import Comparison, Ledger
 from benchmarks.perf.faults.load import LoadSettings, ReaderReport, WriterReport
 from cache_actors.pool.client import MemoryClient
-from cache_actors.pool.lifecycle import describe_pool
+from cache_actors.pool.errors import MemoryUnavailable
+from cache_actors.pool.lifecycle import describe_pool, stop_pool
 from cache_actors.pool.shard_link import PoolInfo
 from marm.memory import Namespace
 
@@ -51,9 +52,12 @@ class PhaseSettings:
 
 @dataclass
 class PhaseReport:
-    """What a phase found. A row counts as lost if a client or any replica does not have it.
+    """What a phase found.
 
-    ``given_up`` says after which fault the pool did not become whole again, if it did not.
+    Attributes:
+        given_up: after which fault the pool did not become whole again, if it did not.
+        lost_acknowledged_rows: those that a client cannot read in the end.
+        rows_missing_in_replicas: those that the files of a replica lack, where there are two.
     """
 
     name: str
@@ -61,6 +65,7 @@ class PhaseReport:
     killed: list[Killed] = field(default_factory=list)
     acknowledged_rows: int = 0
     lost_acknowledged_rows: int = 0
+    rows_missing_in_replicas: int = 0
     wrong_rows: int = 0
     local: ReaderReport = field(default_factory=ReaderReport)
     remote: ReaderReport = field(default_factory=ReaderReport)
@@ -99,7 +104,7 @@ class Phase:
         self._readers: list[Any] = []
 
     def run(self, kills: Mapping[str, Kill]) -> PhaseReport:
-        """Every fault in random order, then the audit."""
+        """Every fault in random order, then the audit; the pool is stopped at the end."""
         started = time.monotonic()
         writers = self._start_load()
         order = [kind for kind, count in self._settings.faults.items() for _ in range(count)]
@@ -107,14 +112,22 @@ class Phase:
             time.sleep(self.rng.uniform(*_PAUSE_BETWEEN_FAULTS_S))
             try:
                 killed = kills[kind]()
-            except FaultError as error:
+            except (FaultError, MemoryUnavailable) as error:
                 self._report.given_up = f"after {kind} was killed: {error}"
                 break
             self._report.killed.append(killed)
+            ray.get(
+                [actor.look_again.remote() for actor in self._readers], timeout=_REPORT_TIMEOUT_S
+            )
             print(f"{killed.kind}: {killed.target}, recovered in {killed.recovered_s:.1f} s")
         self._stop_load(writers)
-        self._audit()
-        self.client.close()
+        self._report.acknowledged_rows = self.ledger.num_rows
+        try:
+            self._audit()
+            self.client.close()
+            stop_pool(self.pool)
+        except (FaultError, MemoryUnavailable) as error:
+            self._report.given_up = self._report.given_up or f"at the end: {error}"
         self._report.elapsed_s = time.monotonic() - started
         return self._report
 
@@ -163,10 +176,13 @@ class Phase:
 
     def _audit(self) -> None:
         report, namespace = self._report, self._settings.namespace
+        report.lost_acknowledged_rows = report.acknowledged_rows  # unless they can be read
         infos = describe_pool(self.pool) if report.given_up else await_whole(self.pool)
-        audits: list[Comparison] = [audit_client(self.client, self.ledger)]
-        audits += [audit_replica(self.pool, namespace, info, self.ledger) for info in infos]
-        report.acknowledged_rows = self.ledger.num_rows
-        report.lost_acknowledged_rows = sum(audit.missing_rows for audit in audits)
-        report.wrong_rows = sum(audit.wrong_rows for audit in audits)
+        by_client = audit_client(self.client, self.ledger)
+        by_replica: list[Comparison] = []
+        if self._settings.replicas > 1:
+            by_replica = [audit_replica(self.pool, namespace, i, self.ledger) for i in infos]
+        report.lost_acknowledged_rows = by_client.missing_rows
+        report.rows_missing_in_replicas = sum(audit.missing_rows for audit in by_replica)
+        report.wrong_rows = sum(audit.wrong_rows for audit in (by_client, *by_replica))
         report.wrong_rows += report.local.wrong_rows + report.remote.wrong_rows

@@ -26,7 +26,11 @@ REPORT = AuditReport(
     AuditCounts(users=10, users_without_rows=1, rows=200, missing_rows=20, raw_rows=10),
     LAYERS,
     (AgeClass(None, 0, 5, LAYERS), AgeClass(0, 1, 5, LAYERS), AgeClass(10, 100, 160, LAYERS)),
-    (AgeClass(0, 60, 150, LAYERS), AgeClass(604_800, None, 20, LAYERS)),
+    (
+        AgeClass(0, 60, 100, LAYERS),
+        AgeClass(3_600, 21_600, 50, LAYERS),
+        AgeClass(604_800, None, 20, LAYERS),
+    ),
 )
 
 
@@ -75,7 +79,7 @@ def test_an_audit_as_tables_and_json() -> None:
         for table in tables(REPORT):
             console.print(table)
     text = captured.get()
-    for label in ("newer than the version", "10 to 99", "below 1 min", "7 d or more", "all"):
+    for label in ("newer than the version", "10 to 99", "below 1 min", "1 h to 6 h", "7 d or more"):
         assert label in text
     assert "0.2500" in text
     assert describe(REPORT).endswith("10.00% missing, 5.00% raw; 1 users without any row")

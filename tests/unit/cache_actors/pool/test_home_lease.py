@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 
 import pytest
 
 from cache_actors.pool import home_lease
-from cache_actors.pool.home_lease import Heartbeat, HomeLease, PoolInUseError
+from cache_actors.pool.home_lease import Heartbeat, HomeLease, PoolInUseError, has_ended_here
 
 
 def test_a_cluster_takes_its_own_lease_again(tmp_path: Path) -> None:
@@ -68,3 +69,21 @@ def test_a_damaged_lease_belongs_to_nobody(tmp_path: Path, text: str) -> None:
     (tmp_path / "lease.json").write_text(text)
     HomeLease(tmp_path, "b:2").acquire()
     assert HomeLease(tmp_path, "b:2").beat()
+
+
+def test_a_cluster_that_ended_on_this_machine_is_not_waited_for(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home_lease, "LEASE_S", 10**6)
+    HomeLease(tmp_path, f"127.0.0.1:{free_port}").acquire()
+    HomeLease(tmp_path, "127.0.0.1:1").acquire()
+
+
+@pytest.mark.parametrize("cluster", ["a:1", "nonsense", "198.51.100.1:6379", "127.0.0.1:x"])
+def test_nothing_is_said_of_clusters_elsewhere(cluster: str) -> None:
+    assert not has_ended_here(cluster)
+
+
+def test_a_cluster_that_answers_has_not_ended() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert not has_ended_here(f"127.0.0.1:{server.getsockname()[1]}")

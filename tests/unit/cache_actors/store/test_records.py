@@ -69,9 +69,7 @@ def test_every_flipped_bit_and_every_other_user_is_damage() -> None:
 
 def test_columns_of_a_batch_agree_with_its_records_one_by_one() -> None:
     records = [RECORDS[i % len(RECORDS)] for i in range(len(USERS))]
-    values: list[bytes | None] = [
-        r.pack(u) for r, u in zip(records, USERS.tolist(), strict=True)
-    ]
+    values: list[bytes | None] = [r.pack(u) for r, u in zip(records, USERS.tolist(), strict=True)]
     for absent, damaged in [((), ()), ((1, 4), ()), ((0,), (2, 6)), ((), tuple(range(7)))]:
         stored = list(values)
         for index in absent:

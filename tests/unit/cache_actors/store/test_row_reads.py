@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stored_rows import ALL, INT64, OpenStore, RandomRows, assert_same, as_user_rows, series
+from stored_rows import ALL, INT64, OpenStore, RandomRows, as_user_rows, assert_same, series
 
 from cache_actors.store.errors import NamespaceMismatchError
 from cache_actors.store.limits import StoreLimits
@@ -27,7 +27,6 @@ NAMESPACES = [
     Namespace(depth=2, dim=400),
 ]
 USERS = np.array([INT64.min, -7, -1, 0, 1, 2, 40, INT64.max, *range(100, 140)], np.int64)
-
 
 
 def one_by_one(store: NamespaceStore, users: np.ndarray, n: int, before: np.ndarray | None):

@@ -30,9 +30,7 @@ NAMESPACE = Namespace()
 
 def files_of(directory: Path) -> dict[str, bytes]:
     """What is in a directory, but for the tables in which LMDB notes who reads."""
-    return {
-        path.name: path.read_bytes() for path in directory.iterdir() if path.name != "lock.mdb"
-    }
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "lock.mdb"}
 
 
 @contextmanager
@@ -210,9 +208,7 @@ def test_a_process_that_reads_a_store_can_not_write_it(
     open_store().close()  # a refused opening leaves nothing open
 
 
-def test_a_store_has_one_writer(
-    store: ShardStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_has_one_writer(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_lock, "_PATIENCE_S", 0.05)
     with nothing_changes(store), pytest.raises(MemoryStoreError, match="has a writer already"):
         ShardStore(store.directory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -107,7 +106,6 @@ def test_late_and_growing_histories_stay_within_the_budget(open_store: OpenStore
     assert store.open(NAMESPACE).stats().rows == len(found.rows.rows)
 
 
-
 def read_until(directory: Path, stop: Path) -> tuple[int, bool]:
     """Read random users until a file appears; how often, and whether every row proved itself."""
     shard = MappedShard(directory)
@@ -202,7 +200,7 @@ def test_a_namespace_without_users_to_evict_says_that_there_is_no_room(
     for user in range(100):
         save_user(store, user)
     before = store.open(NAMESPACE).stats()
-    with pytest.raises(MemoryFullError, match="rows of .* are more than the .* that fit"):
+    with pytest.raises(MemoryFullError, match=r"rows of .* are more than the .* that fit"):
         save_user(store, 1, SMALL)
     assert store.open(NAMESPACE).stats() == before
     store.drop(NAMESPACE)
@@ -230,10 +228,10 @@ def tier() -> Tier:
 
 
 @pytest.fixture
-def tiered(open_store: OpenStore, tier: Tier) -> Iterator[ShardStore]:
+def tiered(open_store: OpenStore, tier: Tier) -> ShardStore:
     store = open_store(limits=StoreLimits(max_bytes=BUDGET))
     store.track_unsaved, store.evict_to = True, tier.put
-    yield store
+    return store
 
 
 def test_a_tier_takes_what_it_does_not_have_before_it_is_evicted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from rebuild_samples import (
 from cache_actors.event_log.erase import erase_user
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
+from cache_actors.store.shard_store import ShardStore
 from marm.addressing import NUM_BUCKETS
 from marm.memory import RAW_STEP, UserRows
 from marm.sequence import raw_rows
 from train.rebuild import rebuilder
 from train.rebuild.log_part import events_before
 from train.rebuild.rebuilder import Rebuilder, TaskReport
-from train.rebuild.stored import DueRule
+from train.rebuild.stored import DueRule, LayeredMemory
 
 WEIGHTS = frozen_weights(history_length=5)
 USERS = np.arange(1, 8)
@@ -45,7 +47,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Streamed:
 
 def rebuild(
     log: EventLog,
-    memory: SmallPool,
+    memory: LayeredMemory,
     rule: DueRule = OUTDATED,
     users: NDArray[np.int64] = USERS,
     newest: int | None = None,
@@ -196,6 +198,22 @@ def test_a_forgotten_user_is_not_rebuilt(trained: Streamed, tmp_path: Path) -> N
     report = rebuild(EventLog(tmp_path / "log"), memory)
     assert report.users == 6
     assert everything(memory).counts[0] == 0
+
+
+def test_what_a_store_was_told_to_forget_stays_forgotten(trained: Streamed, tmp_path: Path) -> None:
+    """Also while the log still has the events: the store's own note keeps old rows away."""
+    full = everything(trained.memory)
+    middle_ms = int(np.median(full.of(1)["timestamp_ms"]))
+    with closing(ShardStore(tmp_path / "store")) as store:
+        memory = store.open(WEIGHTS.config.namespace)
+        store.forget(1, 1 << 60)
+        store.forget(2, middle_ms)
+        rebuild(trained.log, memory)
+        rows = memory.fetch(USERS, 10_000)
+    assert len(rows.of(0)) == 0
+    assert rows.of(1)["timestamp_ms"].min() > middle_ms
+    assert rows.counts[2:].tolist() == full.counts[2:].tolist()
+    np.testing.assert_allclose(rows.of(2)["memory"], full.of(2)["memory"], rtol=1e-5, atol=1e-5)
 
 
 def test_another_namespace_is_refused(trained: Streamed) -> None:
