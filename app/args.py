@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from app.ab import arm_table
+from app.memory_args import MemoryArgs
+from app.strict import Name, Strict
 from stages.graph import StageLimits
 from stages.item_index import INDEX_KINDS
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs, StageKnobs
 from stages.request import STAGES, StageName
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -25,23 +26,6 @@ KNOBS: dict[StageName, type[StageKnobs]] = {
     "cascading": CascadingKnobs,
     "ranking": RankingKnobs,
 }
-
-
-class Strict(BaseModel):
-    """Settings of which an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class MemoryArgs(Strict):
-    """The pool of memory shards. It outlives the application and is shared with training."""
-
-    pool: Name = "default"
-    shards: Annotated[int, Field(ge=1, le=256)] | None = None
-    """As many as the pool was made with when not given."""
-    await_restore: bool = False
-    """Not ready before `marm memory restore` has finished: for a new cluster that is refilled from
-    a snapshot. One that is under way is waited for in any case."""
 
 
 class VariantArgs(Strict):

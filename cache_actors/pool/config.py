@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ class PoolConfig:
     replicas: int = 1
     limits: StoreLimits = UNLIMITED
     durability: Durability = "process"
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)  # may hold a password
     local_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +92,20 @@ def load_config(path: Path) -> PoolConfig:
             f"settings {path} are unreadable: {error}; restore the file, or delete it and start "
             "the pool with the settings it had"
         ) from error
+
+
+def describe_change(running: PoolConfig, wanted: PoolConfig) -> str:
+    """The settings that differ, without the URL of the durable tier."""
+    parts = []
+    for name in (field.name for field in fields(PoolConfig) if field.name != "num_shards"):
+        was, asked = getattr(running, name), getattr(wanted, name)
+        if was == asked:
+            continue
+        if name == "redis_url":
+            was, asked = ("none" if url is None else "given" for url in (was, asked))
+            asked = "another one" if was == asked else asked
+        parts.append(f"{name} {was} (asked for: {asked})")
+    return ", ".join(parts)
 
 
 def check_change(path: Path, wanted: PoolConfig) -> None:

@@ -17,6 +17,7 @@ from cache_actors.pool.config import (
     PoolConfigError,
     check_change,
     claim_config,
+    describe_change,
     load_config,
 )
 from cache_actors.pool.errors import MemoryUnavailable
@@ -85,16 +86,33 @@ def start_shards(pool: PoolInfo, shards: range, timeout_s: float) -> None:
         _await_member(pool, shard, replica, deadline)
 
 
+def stored_pool(home: Home | Path, ray_namespace: str = "marm", name: str = "default") -> PoolInfo:
+    """The pool of ``home`` as it was last started, whether or not it runs.
+
+    Raises:
+        PlacementError, PoolConfigError: it was never started, or its files are damaged.
+    """
+    pool = _pool_info(home if isinstance(home, Home) else Home(home), name, ray_namespace)
+    placement = load_placement(pool.placement_path)
+    return replace(pool, placement=placement, config=load_config(_config_path(pool)))
+
+
+def stored_config(
+    home: Home | Path, ray_namespace: str = "marm", name: str = "default"
+) -> PoolConfig | None:
+    """The settings that the pool was last started with; None if it never was."""
+    pool = _pool_info(home if isinstance(home, Home) else Home(home), name, ray_namespace)
+    path = _config_path(pool)
+    return load_config(path) if path.exists() else None
+
+
 def connect_pool(home: Home | Path, ray_namespace: str = "marm", name: str = "default") -> PoolInfo:
     """The pool of ``home`` that another process started."""
-    home = home if isinstance(home, Home) else Home(home)
-    pool = _pool_info(home, name, ray_namespace)
-    placement = load_placement(pool.placement_path)
-    pool = replace(pool, placement=placement, config=load_config(_config_path(pool)))
-    for shard in range(placement.num_shards):
+    pool = stored_pool(home, ray_namespace, name)
+    for shard in range(pool.placement.num_shards):
         if not any(is_registered(pool, shard, r) for r in range(pool.config.replicas)):
             raise MemoryUnavailable(
-                f"no memory pool {name!r} runs for {home.path} in Ray namespace "
+                f"no memory pool {name!r} runs for {pool.home.path} in Ray namespace "
                 f"{ray_namespace!r} (shard {shard} is missing); start it with start_pool"
             )
     return pool
@@ -165,8 +183,8 @@ def _check_running(pool: PoolInfo, wanted: PoolConfig) -> None:
             info: ShardInfo = ShardLink(pool, 0, replica).call("describe", timeout_s=_ATTEMPT_S)
             if info.config != wanted:
                 raise PoolConfigError(
-                    f"pool {pool.name!r} runs with {info.config}, got a request for {wanted}; stop "
-                    "the pool first, or ask for the same"
+                    f"pool {pool.name!r} runs with {describe_change(info.config, wanted)}; stop "
+                    "the pool first (`marm memory stop`), or leave the setting out"
                 )
 
 

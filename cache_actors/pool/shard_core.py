@@ -77,6 +77,10 @@ class ShardCore:
         self._joining: dict[int, _Joining] = {}
         self._num_handovers = 0
         self._changing = threading.RLock()
+        self._known = self.record.current()
+        self._quiet_until = 0.0
+        if self._known.version > 1:  # the last change may have been made a moment ago
+            self._quiet_until = time.monotonic() + READER_LEASE_S
 
     @property
     def is_member(self) -> bool:
@@ -107,6 +111,7 @@ class ShardCore:
         """Make a change here and everywhere it has to be."""
         with self._changing:
             self._check_leads()
+            self._outlast_readers()
             change.apply(self.store)
             self._forward_to_members(change)
             self._forward_to_handovers(change)
@@ -240,6 +245,21 @@ class ShardCore:
                 "its members again"
             )
 
+    def _outlast_readers(self) -> None:
+        """Return when nobody reads a store that was a member's before, and is no longer. Changes
+        don't reach it, so none may be acknowledged while somebody still relies on it."""
+        now = self.record.recent()
+        if now.version != self._known.version:
+            gone = set(self._known.members) - set(now.members)
+            # What this replica did not hear of while another one led may be gone as well.
+            if gone or self._known.leader != self.replica:
+                self._quiet_until = time.monotonic() + READER_LEASE_S
+            self._known = now
+        left_s = self._quiet_until - time.monotonic()
+        if left_s > 0:
+            time.sleep(left_s)
+            self._check_leads()
+
     def _forward_to_members(self, change: Change) -> None:
         """A member that does not take the change is one no longer, before it is acknowledged."""
         for other in self.record.recent().replicas:
@@ -259,7 +279,7 @@ class ShardCore:
             return
         if now.leader != self.replica or not self.record.change(now, now.without(replica)):
             raise NotLeaderError(f"the members of memory shard {self.shard} changed; try again")
-        time.sleep(READER_LEASE_S)  # until nobody reads the removed replica any more
+        self._outlast_readers()
 
     def _forward_to_handovers(self, change: Change) -> None:
         for number, handover in list(self._handovers.items()):
@@ -273,12 +293,12 @@ class ShardCore:
 
 
 def take_lead(core: ShardCore, now: ReplicaSet) -> None:
-    """Let a member lead whose leader is gone, and is one no longer."""
+    """Let a member lead whose leader is gone, and is one no longer. Its first change waits until
+    nobody reads the former leader's store."""
     generation = now.generation_of(core.replica)
     assert now.leader is not None
     if generation != core.store.generation or now.leader == core.replica:
         return
     mine = Member(core.replica, generation)
     others = tuple(m for m in now.without(now.leader) if m.replica != core.replica)
-    if core.record.change(now, (mine, *others)):
-        time.sleep(READER_LEASE_S)  # until nobody reads the former leader's store any more
+    core.record.change(now, (mine, *others))

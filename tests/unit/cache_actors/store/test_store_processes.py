@@ -274,14 +274,20 @@ def test_threads_read_whole_saves_while_one_writes(open_store: OpenStore) -> Non
     turns = Semaphore(0)
 
     def write() -> None:
-        for step in range(1, num_saves + 1):  # rewrites every row
-            user_ids, rows = series(NAMESPACE, 8, 30, step=step)
-            rows["event_key"] = rows["timestamp_ms"]
-            extra_ids, extra = series(NAMESPACE, 8, 5, start_ms=1000 * step, step=RAW_STEP)
-            extra["memory"] = 0
-            turns.release(2 * num_readers)
-            both = np.concatenate([user_ids, extra_ids])
-            store.save(NAMESPACE, both, np.concatenate([rows, extra]))
+        try:
+            for step in range(1, num_saves + 1):  # rewrites every row
+                turns.release(2 * num_readers)
+                save_step(step)
+        finally:
+            turns.release(2 * num_saves * num_readers)  # whatever happens, nobody waits
+
+    def save_step(step: int) -> None:
+        user_ids, rows = series(NAMESPACE, 8, 30, step=step)
+        rows["event_key"] = rows["timestamp_ms"]
+        extra_ids, extra = series(NAMESPACE, 8, 5, start_ms=1000 * step, step=RAW_STEP)
+        extra["memory"] = 0
+        both = np.concatenate([user_ids, extra_ids])
+        store.save(NAMESPACE, both, np.concatenate([rows, extra]))
 
     def read() -> None:
         for turn in range(2 * num_saves):
