@@ -35,7 +35,7 @@ class VariantArgs(Strict):
     """The published variant that it serves; the arm's own name when not given."""
     index: str = "exact"
     """Kind of item index (retrieval)."""
-    user_config: dict[str, Any] = {}
+    user_config: dict[str, Any] = Field(default={})
     """Initial live settings, see `stages.knobs`."""
     num_replicas: PositiveInt = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.25
@@ -49,7 +49,7 @@ class VariantArgs(Strict):
 class StageArgs(Strict):
     """One stage of the chain: its arms, how many candidates leave it, how long it may take."""
 
-    variants: dict[Name, VariantArgs] = {"default": VariantArgs()}
+    variants: dict[Name, VariantArgs] = Field(default={"default": VariantArgs()})
     candidates: Annotated[int, Field(ge=1, le=10_000)] = 200
     timeout_ms: PositiveInt = 1000
 
@@ -69,7 +69,7 @@ class IngressArgs(Strict):
     max_queued_requests: PositiveInt = 256
     poll_s: Seconds = 1.0
     """How often to look at the stages, the catalog and the popular items."""
-    user_config: dict[str, Any] = {}
+    user_config: dict[str, Any] = Field(default={})
     """Initial live settings, see `app.ab.IngressKnobs`."""
 
 

@@ -11,8 +11,9 @@ from ray.serve import Application
 
 from app.args import AppArgs, deployment_name
 from app.ingress import Ingress
+from app.memory_args import PoolSettings
 from cache_actors.home import Home
-from cache_actors.pool.lifecycle import start_pool
+from cache_actors.pool.lifecycle import start_pool, stored_config
 from cache_actors.pool.shard_link import PoolInfo
 from stages.deployments import StageSpec, stage_deployment
 from stages.request import STAGES, StageName
@@ -30,7 +31,7 @@ def build_app(args: AppArgs) -> Application:
         ValueError: when there is no home, naming the directory and what to run.
     """
     home = existing_home(args.home)
-    pool = start_pool(home, args.memory.shards, RAY_NAMESPACE, args.memory.pool)
+    pool = start_memory(home, args.memory, args.memory.pool)
     handles: dict[StageName, dict[str, Application]] = {
         stage: {
             name: bind_variant(args, stage, name, home, pool) for name in args.stage(stage).variants
@@ -62,6 +63,7 @@ def bind_variant(
         index=variant.index,
         num_cpus=variant.num_cpus,
         poll_s=variant.poll_s,
+        staleness=args.memory.staleness.bound(),
     )
     deployment = stage_deployment(
         spec,
@@ -72,6 +74,17 @@ def bind_variant(
         user_config=variant.user_config,
     )
     return deployment.bind(spec)
+
+
+def start_memory(home: Home, settings: PoolSettings, name: str) -> PoolInfo:
+    """The running pool, started where it is not: with ``settings`` where they are given, and else
+    as it was last started.
+
+    Raises:
+        PoolConfigError: it runs otherwise, or what is asked for can't be changed.
+    """
+    config = settings.over(stored_config(home, RAY_NAMESPACE, name))
+    return start_pool(home, settings.shards, RAY_NAMESPACE, name, config=config)
 
 
 def existing_home(path: str) -> Home:

@@ -16,6 +16,7 @@ from app.args import AppArgs
 from app.background import BackgroundState
 from app.feedback import FeedbackService
 from app.log_sink import LogSink
+from app.pool_health import PoolHealth
 from app.service import Service
 from cache_actors.home import Home
 from cache_actors.log_writer import connect_log_writer
@@ -60,6 +61,7 @@ class Ingress:
             restore_awaited=partial(
                 restore_awaited, pool.directory, required=args.memory.await_restore
             ),
+            memory_health=PoolHealth(pool).look,
         )
         self._state.start()
 

@@ -38,7 +38,7 @@ class PoolSettings(Strict):
     """Newest rows of a user that are kept."""
     ttl_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Users to whom nothing was written for so long are removed."""
-    quotas_gib: dict[NamespaceName, Gib] = {}
+    quotas_gib: dict[NamespaceName, Gib] = Field(default={})
     """Of a shard's files, what single namespaces may take, by name as `marm memory status` shows
     it."""
     durability: Durability = "process"

@@ -147,12 +147,24 @@ class StageHealth(BaseModel):
     problem: str
 
 
+class MemoryHealth(BaseModel):
+    """Whether the memory pool answers: its shards, those that answer, and those that have every
+    user whom the durable tier has."""
+
+    pool: str
+    shards: int
+    answering: int
+    warm: int
+    problem: str
+
+
 class HealthResponse(BaseModel):
-    """Whether the service can recommend, by stage variant."""
+    """Whether the service can recommend, by stage variant, and from what memory."""
 
     status: Literal["ready", "degraded", "no_model", "restoring"]
     reason: str
     stages: dict[str, StageHealth]
+    memory: MemoryHealth | None = None
 
 
 class Problem(BaseModel):

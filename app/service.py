@@ -15,6 +15,7 @@ from app.schemas import (
     FeedbackEvent,
     FeedbackResponse,
     HealthResponse,
+    MemoryHealth,
     RecommendedItem,
     RecommendRequest,
     RecommendResponse,
@@ -52,6 +53,7 @@ class Service:
         statuses: Callable[[], Awaitable[list[StageStatus]]],
         limits: LimitArgs,
         restore_awaited: Callable[[], str | None] = lambda: None,
+        memory_health: Callable[[], MemoryHealth | None] = lambda: None,
     ) -> None:
         self.arms = arms
         self._graph = graph
@@ -59,6 +61,7 @@ class Service:
         self._statuses = statuses
         self._limits = limits
         self._restore_awaited = restore_awaited
+        self._memory_health = memory_health
 
     async def recommend(self, body: RecommendRequest, request_id: str) -> RecommendResponse:
         """The best items for a user, and how each stage came to them."""
@@ -99,6 +102,15 @@ class Service:
 
     async def health(self) -> HealthResponse:
         """Whether requests can be answered, by stage variant."""
+        memory = await asyncio.to_thread(self._memory_health)
+        health = await self._stage_health()
+        if health.status == "ready" and memory is not None and memory.problem:
+            return HealthResponse(
+                status="degraded", reason=memory.problem, stages=health.stages, memory=memory
+            )
+        return health.model_copy(update={"memory": memory})
+
+    async def _stage_health(self) -> HealthResponse:
         statuses = await self._statuses()
         stages = {
             f"{status.stage}/{status.variant}": StageHealth(

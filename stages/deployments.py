@@ -18,8 +18,9 @@ from ray import serve
 from ray.serve import Deployment
 
 from cache_actors.home import Home
-from cache_actors.registry import ModelRegistry, PublishedModel
 from cache_actors.pool.shard_link import PoolInfo
+from cache_actors.pool.staleness import UNBOUNDED, StalenessBound
+from cache_actors.registry import ModelRegistry, PublishedModel
 from stages.assemble import OpenMemory, build_cascading, build_ranking, build_retrieval
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs, StageKnobs
 from stages.live_model import LiveModel
@@ -43,6 +44,7 @@ class StageSpec:
     index: str
     num_cpus: float
     poll_s: float
+    staleness: StalenessBound = UNBOUNDED
 
     @property
     def num_threads(self) -> int:
@@ -76,7 +78,7 @@ class StageReplica:
 def make_server(spec: StageSpec) -> StageServer:
     """The server of a stage variant, following the home's registry."""
     registry = ModelRegistry(spec.home.models)
-    open_memory = PoolMemory(spec.pool).client
+    open_memory = PoolMemory(spec.pool, spec.staleness).client
     build, knobs = stage_parts(spec, open_memory)
     live: LiveModel[Any] = LiveModel(
         registry, spec.stage, spec.model, build, logging.getLogger("ray.serve")

@@ -6,6 +6,7 @@ import threading
 
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.shard_link import PoolInfo
+from cache_actors.pool.staleness import UNBOUNDED, StalenessBound
 from marm.memory import Namespace
 
 READ_TIMEOUT_S = 0.5
@@ -15,11 +16,13 @@ READ_TIMEOUT_S = 0.5
 class PoolMemory:
     """One client per namespace of a pool, made when it is first asked for and then kept.
 
-    A client can be made while shards are down; it finds them by itself when they are back.
+    A client can be made while shards are down; it finds them by itself when they are back. Rows
+    that are older than ``staleness`` allows are read as if they had not been computed.
     """
 
-    def __init__(self, pool: PoolInfo) -> None:
+    def __init__(self, pool: PoolInfo, staleness: StalenessBound = UNBOUNDED) -> None:
         self._pool = pool
+        self._staleness = staleness
         self._clients: dict[Namespace, MemoryClient] = {}
         self._making = threading.Lock()
 
@@ -28,6 +31,11 @@ class PoolMemory:
         with self._making:
             client = self._clients.get(namespace)
             if client is None:
-                client = MemoryClient(self._pool, namespace, read_timeout_s=READ_TIMEOUT_S)
+                client = MemoryClient(
+                    self._pool,
+                    namespace,
+                    staleness=self._staleness,
+                    read_timeout_s=READ_TIMEOUT_S,
+                )
                 self._clients[namespace] = client
             return client

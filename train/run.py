@@ -47,8 +47,10 @@ def run_training(
     config: TrainConfig,
     run_name: str = "main",
     on_progress: Callable[[Progress], None] | None = None,
+    pool: str = "default",
 ) -> TrainingResult:
-    """Stream the log of ``home`` through Ray Train; needs an initialised Ray and a started pool.
+    """Stream the log of ``home`` through Ray Train; needs an initialised Ray and a started pool,
+    of which ``pool`` is the name.
 
     A run continues where the last one of the same name stopped: after a lost worker, and also when
     the log has grown since it finished.
@@ -66,6 +68,7 @@ def run_training(
         config,
         evaluation_window(EventLog(home.log), num_events, config.evaluation_fraction),
         progress_path,
+        pool,
     )
     trainer = TorchTrainer(
         train_worker,

@@ -12,10 +12,10 @@ import numpy as np
 import ray.train
 import torch
 
-from cache_actors.pool.client import MemoryClient
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
+from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import connect_pool
 from marm.addressing import NUM_BUCKETS
 from train.checkpoint import checkpoint_offsets, load_checkpoint, save_checkpoint
@@ -37,6 +37,7 @@ class RunRequest:
     config: TrainConfig
     evaluated: EvaluationWindow
     progress_path: Path
+    pool: str = "default"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as Ray Train hands them to workers."""
@@ -45,6 +46,7 @@ class RunRequest:
             "config": self.config.to_dict(),
             "evaluated": asdict(self.evaluated),
             "progress_path": str(self.progress_path),
+            "pool": self.pool,
         }
 
     @staticmethod
@@ -55,6 +57,7 @@ class RunRequest:
             TrainConfig.from_dict(values["config"]),
             EvaluationWindow(**values["evaluated"]),
             Path(values["progress_path"]),
+            values["pool"],
         )
 
 
@@ -81,7 +84,8 @@ def _run(request: RunRequest, collective: Collective, resume_from: Path | None) 
     if resume_from is not None:
         offsets = checkpoint_offsets(resume_from, config)
     reader = EventLog(home.log).reader(offsets, owned)
-    with MemoryClient(connect_pool(home), config.namespace) as memory:
+    pool = connect_pool(home, name=request.pool)
+    with MemoryClient(pool, config.namespace) as memory:
         trainer = StreamTrainer(config, memory, reader, collective, request.evaluated)
         if resume_from is not None:
             load_checkpoint(trainer, resume_from)

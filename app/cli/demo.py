@@ -10,16 +10,18 @@ import typer
 from ray import serve
 
 from app.args import AppArgs
-from app.build import RAY_NAMESPACE, build_app
-from app.cli.options import DEFAULT_HOME, HomeOption, ShardsOption
+from app.build import build_app, start_memory
+from app.cli.memory.settings import read_memory_args
+from app.cli.options import DEFAULT_HOME, HomeOption, MemoryFileOption, ShardsOption
 from app.cli.session import console, ray_session, to_json
 from app.cli.train import train_with_progress
 from app.cli.world import simulate
 from app.demo import ServingReport, try_serving
-from cache_actors.pool.client import MemoryClient
+from app.memory_args import MemoryArgs
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
-from cache_actors.pool.lifecycle import start_pool, stop_pool
+from cache_actors.pool.client import MemoryClient
+from cache_actors.pool.lifecycle import stop_pool
 from marm.config import ModelConfig
 from train.config import TrainConfig, three_stages
 from train.data.world_config import WorldConfig
@@ -35,6 +37,7 @@ def demo(
     users: Annotated[int, typer.Option(help="Simulated users.")] = 1_500,
     events: Annotated[int, typer.Option(help="Simulated exposures.")] = 150_000,
     port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 0,
+    memory_file: MemoryFileOption = None,
     shards: ShardsOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what an earlier demo left in this home.")
@@ -44,6 +47,7 @@ def demo(
 
     What it leaves in the home can be served with `serve run serve_config.yaml`.
     """
+    settings = read_memory_args(memory_file, shards=shards)
     target = Home(home)
     if fresh:
         clear_demo(target)
@@ -55,19 +59,19 @@ def demo(
     simulate(target, world)
     with ray_session("local"):
         console.print("[bold]2. train[/]: Algorithm 1 fills the memory; three models are published")
-        pool = start_pool(target, shards, RAY_NAMESPACE)
+        pool = start_memory(target, settings, settings.pool)
         config = TrainConfig(
             models=three_stages(ModelConfig()),
             batch_size=128,  # a short log: more steps, with a smaller step in the tables
             sparse_learning_rate=0.05,
         )
-        training = train_with_progress(target, config, "main")
+        training = train_with_progress(target, config, "main", settings.pool)
         with MemoryClient(pool, config.namespace) as memory:
             held = [shard.held for shard in memory.stats().shards]
         console.print(
             "[bold]3. serve[/]: retrieval, cascading and ranking over HTTP, then feedback"
         )
-        report = serve_and_ask(target, port)
+        report = serve_and_ask(target, port, settings)
         stop_pool(pool)
     log = EventLog(target.log)
     window = evaluation_window(log, events, config.evaluation_fraction)
@@ -103,12 +107,12 @@ def clear_demo(home: Home) -> None:
     shutil.rmtree(home.path)
 
 
-def serve_and_ask(home: Home, port: int) -> ServingReport:
+def serve_and_ask(home: Home, port: int, memory: MemoryArgs) -> ServingReport:
     """Start the application as ``serve run`` would, use it over HTTP, and stop it."""
     port = port or free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        args = AppArgs(home=str(home.path))
+        args = AppArgs(home=str(home.path), memory=memory)
         with console.status("starting the application"):
             serve.run(build_app(args), name=_APP, route_prefix="/")
         return try_serving(f"http://127.0.0.1:{port}", user_ids=list(range(1, 21)))

@@ -18,5 +18,12 @@ ShardsOption = Annotated[
     int | None,
     typer.Option("--shards", min=1, help="Shards of a new memory pool; an old one keeps its own."),
 ]
+MemoryFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--memory",
+        help="YAML with a memory section (a Serve config will do): settings of the pool.",
+    ),
+]
 
 DEFAULT_HOME = Path("marm-home")

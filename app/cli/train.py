@@ -9,12 +9,18 @@ from typing import Annotated
 import typer
 import yaml  # type: ignore[import-untyped]
 
-from app.build import RAY_NAMESPACE
-from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOption
+from app.build import start_memory
+from app.cli.memory.settings import read_memory_args
+from app.cli.options import (
+    DEFAULT_HOME,
+    AddressOption,
+    HomeOption,
+    MemoryFileOption,
+    ShardsOption,
+)
 from app.cli.session import console, progress_bar, ray_session, to_json
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
-from cache_actors.pool.lifecycle import start_pool
 from marm.config import RECENCY, STAGES, ModelConfig
 from marm.events import TASKS
 from marm.memory import Namespace
@@ -58,6 +64,10 @@ def train_command(
         Path | None,
         typer.Option("--config", help="YAML of all settings (TrainConfig), instead of the above."),
     ] = None,
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="Name of the pool; default: as in --memory.")
+    ] = None,
+    memory_file: MemoryFileOption = None,
     shards: ShardsOption = None,
     address: AddressOption = None,
 ) -> None:
@@ -89,12 +99,13 @@ def train_command(
     )
     if config_file is not None:
         config = read_config(config_file)
+    memory = read_memory_args(memory_file, pool=pool, shards=shards)
     target = Home(home)
     require_events(target, config)  # before anything is started or made
     target.create()
     with ray_session(address):
-        start_pool(target, shards, RAY_NAMESPACE)
-        result = train_with_progress(target, config, run)
+        start_memory(target, memory, memory.pool)
+        result = train_with_progress(target, config, run, memory.pool)
     typer.echo(to_json(asdict(result)))
 
 
@@ -114,7 +125,9 @@ def read_config(path: Path) -> TrainConfig:
         raise ValueError(f"{path} has a setting of the wrong type: {error}") from error
 
 
-def train_with_progress(home: Home, config: TrainConfig, run_name: str) -> TrainingResult:
+def train_with_progress(
+    home: Home, config: TrainConfig, run_name: str, pool: str = "default"
+) -> TrainingResult:
     """Run training with a progress bar; Ctrl-C ends it, and the same run continues later."""
     total = EventLog(home.log).num_events()
     with progress_bar() as bars:
@@ -124,7 +137,7 @@ def train_with_progress(home: Home, config: TrainConfig, run_name: str) -> Train
             note = f"{progress.events_per_s:,.0f} events/s {headline(progress.window)}"
             bars.update(task, completed=progress.events_seen, note=note)
 
-        result = run_training(home, config, run_name, show)
+        result = run_training(home, config, run_name, show, pool)
         bars.update(task, completed=result.events_seen, note="done")
     console.print(
         f"trained to step {result.step:,}: published {result.versions}, "

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.store.shard_store import ShardStore
+from cache_actors.store.shard_store import COLD_MARK, ShardStore
 from marm.addressing import user_bucket
-from marm.memory import Namespace
-
-COLD_MARK = "cold"
-"""A file beside the store that says so as long as the durable tier has users that are absent."""
+from marm.memory import Namespace, UserRows
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,25 @@ class RowsSaved:
         return RowsSaved(
             self.namespace, self.user_ids[inside], opaque[inside].view(self.rows.dtype)
         )
+
+
+@dataclass(frozen=True)
+class RowsRestored:
+    """Rows came from elsewhere, and what was stored already wins."""
+
+    namespace: Namespace
+    rows: UserRows
+
+    def apply(self, store: ShardStore) -> None:
+        """Make the change."""
+        store.restore(self.namespace, self.rows)
+
+    def within(self, buckets: NDArray[np.bool_]) -> RowsRestored | None:
+        """The part of the change that concerns ``buckets [256]``."""
+        inside = np.flatnonzero(buckets[user_bucket(self.rows.user_ids)])
+        if not len(inside):
+            return None
+        return RowsRestored(self.namespace, take_users(self.rows, inside))
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,7 @@ class NamespaceDropped:
 
 Change = (
     RowsSaved
+    | RowsRestored
     | UsersForgotten
     | BucketsCleared
     | BucketsOwned
@@ -145,3 +162,13 @@ Change = (
     | NamespaceOpened
     | NamespaceDropped
 )
+
+
+def take_users(rows: UserRows, positions: NDArray[np.int64]) -> UserRows:
+    """The users at ``positions``, in that order."""
+    if len(positions) == len(rows.user_ids) and (np.diff(positions) == 1).all():
+        return rows
+    counts = rows.counts[positions]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    index = np.repeat(rows.offsets[positions] - offsets[:-1], counts) + np.arange(offsets[-1])
+    return UserRows(rows.user_ids[positions], offsets, rows.rows[index])

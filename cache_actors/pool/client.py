@@ -58,7 +58,7 @@ class MemoryClient:
         self._staleness = staleness
         self._read_timeout_s = read_timeout_s
         self._routes = Routes(pool, read_timeout_s)
-        self._tier = connect_tier(pool.config.redis_url, pool.name)
+        self._tier = connect_tier(pool.config.redis_url, pool.tier_name)
         node_id = ray.get_runtime_context().get_node_id()
         self._reads = PoolReads(
             self._routes,

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from cache_actors.atomic_files import claim_file, pending_path, replace_text
 from cache_actors.store.limits import UNLIMITED, Durability, StoreLimits
+from cache_actors.tiers.redis_url import RedisUrlError, check_redis_url
 
 CONFIG_FORMAT = 1
 MAX_REPLICAS = 2
@@ -43,6 +44,11 @@ class PoolConfig:
             raise PoolConfigError(
                 f"durability must be one of {get_args(Durability)}, got {self.durability!r}"
             )
+        if self.redis_url is not None:
+            try:
+                check_redis_url(self.redis_url)
+            except RedisUrlError as error:
+                raise PoolConfigError(str(error)) from None
         if self.local_dir is not None and not self.local_dir.is_absolute():
             raise PoolConfigError(
                 f"local_dir must be an absolute path, which every node has, got {self.local_dir}"
@@ -97,7 +103,7 @@ def load_config(path: Path) -> PoolConfig:
 def describe_change(running: PoolConfig, wanted: PoolConfig) -> str:
     """The settings that differ, without the URL of the durable tier."""
     parts = []
-    for name in (field.name for field in fields(PoolConfig) if field.name != "num_shards"):
+    for name in (each.name for each in fields(PoolConfig) if each.name != "num_shards"):
         was, asked = getattr(running, name), getattr(wanted, name)
         if was == asked:
             continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_actors.pool.errors import PartlyUnavailable
 from cache_actors.store.lookup import Lookup, UserState
 from marm.memory import UserRows
 
@@ -17,6 +18,17 @@ class ShardAnswer:
 
     positions: NDArray[np.int64]
     found: Lookup
+
+
+def known_part(positions: NDArray[np.int64], error: PartlyUnavailable) -> ShardAnswer:
+    """What a shard's answer says of the users at ``positions`` that it could be had for."""
+    known = np.flatnonzero(~error.missing)
+    rows = error.found.rows
+    parts = [rows.of(index) for index in known.tolist()]
+    packed = np.concatenate([rows.rows[:0], *parts])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.counts[known])])
+    found = Lookup(UserRows(rows.user_ids[known], offsets, packed), error.found.state[known])
+    return ShardAnswer(positions[known], found)
 
 
 def gather(user_ids: NDArray[np.int64], row_dtype: np.dtype, answers: list[ShardAnswer]) -> Lookup:

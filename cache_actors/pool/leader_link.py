@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from cache_actors.pool.errors import MemoryUnavailable, NotLeaderError
@@ -39,14 +40,26 @@ class LeaderLink:
         """One attempt at a call."""
         return self.result(self.submit(method, *args), timeout_s)
 
-    def call_until(self, method: str, *args: object, attempt_s: float, deadline_s: float) -> Any:
-        """Call until a leader answers or ``deadline_s`` have passed. Only for idempotent calls."""
+    def call_until(
+        self,
+        method: str,
+        *args: object,
+        attempt_s: float,
+        deadline_s: float,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Any:
+        """Call until a leader answers or ``deadline_s`` have passed. Only for idempotent calls.
+
+        ``is_wanted`` is asked after each attempt that failed: false ends it with that failure.
+        """
         deadline = time.monotonic() + deadline_s
         while True:
             left_s = max(deadline - time.monotonic(), RETRY_PAUSE_S)
             try:
                 return self.call(method, *args, timeout_s=min(attempt_s, left_s))
             except MemoryUnavailable as error:
+                if not is_wanted():
+                    raise
                 if time.monotonic() + RETRY_PAUSE_S >= deadline:
                     raise self.leader.unavailable(
                         f"gave no answer for {deadline_s:.0f} s"

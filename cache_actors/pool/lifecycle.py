@@ -24,12 +24,15 @@ from cache_actors.pool.errors import MemoryUnavailable
 from cache_actors.pool.home_lease import HomeLease
 from cache_actors.pool.leader_link import LeaderLink
 from cache_actors.pool.placement import Placement, claim_placement, load_placement
+from cache_actors.pool.pool_id import claim_pool_id
 from cache_actors.pool.shard import MemoryShard, cluster_id
 from cache_actors.pool.shard_actors import (
     create_replica,
+    end_replica,
+    flush_replica,
     is_registered,
     nodes_of_shard,
-    stop_replica,
+    retire_replica,
 )
 from cache_actors.pool.shard_info import ShardInfo
 from cache_actors.pool.shard_link import RETRY_PAUSE_S, PoolInfo, ShardLink
@@ -65,7 +68,7 @@ def start_pool(
     if num_shards is None and config is not None:
         num_shards = config.num_shards
     placement = claim_placement(pool.placement_path, num_shards)
-    pool = replace(pool, placement=placement)
+    pool = replace(pool, placement=placement, pool_id=claim_pool_id(pool.directory))
     if config is not None:
         check_change(_config_path(pool), config)
         _check_running(pool, config)
@@ -81,7 +84,8 @@ def start_shards(pool: PoolInfo, shards: range, timeout_s: float) -> None:
     for shard in shards:  # all of them first, so that they start side by side
         avoid = nodes_of_shard(pool, shard) if pool.config.replicas > 1 else frozenset()
         for replica in range(pool.config.replicas):
-            create_replica(MemoryShard, pool, shard, replica, avoid)
+            node_id = create_replica(MemoryShard, pool, shard, replica, avoid)
+            avoid |= {node_id} if pool.config.replicas > 1 else set()
     for shard, replica in wanted:
         _await_member(pool, shard, replica, deadline)
 
@@ -94,7 +98,8 @@ def stored_pool(home: Home | Path, ray_namespace: str = "marm", name: str = "def
     """
     pool = _pool_info(home if isinstance(home, Home) else Home(home), name, ray_namespace)
     placement = load_placement(pool.placement_path)
-    return replace(pool, placement=placement, config=load_config(_config_path(pool)))
+    config, pool_id = load_config(_config_path(pool)), claim_pool_id(pool.directory)
+    return replace(pool, placement=placement, config=config, pool_id=pool_id)
 
 
 def stored_config(
@@ -147,12 +152,16 @@ def stop_shards(pool: PoolInfo, shards: range, timeout_s: float) -> None:
         leader = LeaderLink(pool, shard).leader.replica
         others = [r for r in range(pool.config.replicas) if r != leader]
         for replica in (*others, leader):
-            stop_replica(pool, shard, replica, timeout_s)
+            retire_replica(pool, shard, replica)
+        for replica in (*others, leader):
+            flush_replica(pool, shard, replica, timeout_s / 3)
+            end_replica(pool, shard, replica)
     for shard in shards:
         for replica in range(pool.config.replicas):
             while is_registered(pool, shard, replica):
                 if time.monotonic() >= deadline:
                     raise MemoryUnavailable(f"shard {shard} did not stop within {timeout_s:.0f} s")
+                end_replica(pool, shard, replica)  # its peer may have made it anew meanwhile
                 time.sleep(RETRY_PAUSE_S)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.pool.errors import MemoryUnavailable
-from cache_actors.pool.gather import ShardAnswer, gather
+from cache_actors.pool.errors import MemoryUnavailable, PartlyUnavailable
+from cache_actors.pool.gather import ShardAnswer, gather, known_part
+from cache_actors.pool.placement import Placement, PlacementError
 from cache_actors.pool.readers import Pending
 from cache_actors.pool.routes import Routes
 from cache_actors.pool.shard_link import RETRY_PAUSE_S
@@ -75,11 +77,16 @@ class PoolReads:
     def readers(self) -> list[ShardReader]:
         """One reader per shard that the placement knows."""
         num_shards = self._routes.placement.num_shards
-        if len(self._readers) < num_shards:
-            with self._growing:
-                while len(self._readers) < num_shards:
-                    self._readers.append(self._reader(len(self._readers)))
+        self._reader_of(num_shards - 1)
         return self._readers[:num_shards]
+
+    def _reader_of(self, shard: int) -> ShardReader:
+        """The reader of one shard. It stays when the shard is gone: it may come back."""
+        if len(self._readers) <= shard:
+            with self._growing:
+                while len(self._readers) <= shard:
+                    self._readers.append(self._reader(len(self._readers)))
+        return self._readers[shard]
 
     def _reader(self, shard: int) -> ShardReader:
         reader = ShardReader(self._routes.shard(shard), self._namespace, self._node_id, self._tier)
@@ -97,6 +104,7 @@ class PoolReads:
         pending = np.arange(len(question.user_ids))
         while len(pending):
             elsewhere = []
+            asked = self._routes.placement
             for shard, answer in self._ask(question, pending, deadline, result):
                 answers.append(answer)
                 if not answer.found.state.any():  # all found: the common case
@@ -106,6 +114,7 @@ class PoolReads:
                     elsewhere.append(refused)
                     buckets = np.unique(user_bucket(question.user_ids[refused]))
                     self._routes.refresh(buckets, shard)
+            elsewhere += self._moved_away(question, result, asked)
             pending = np.concatenate(elsewhere) if elsewhere else pending[:0]
             if len(pending) and time.monotonic() + RETRY_PAUSE_S >= deadline:
                 problem = MemoryUnavailable(
@@ -118,6 +127,24 @@ class PoolReads:
         self._mend(question, answers, deadline, result)
         return result
 
+    def _moved_away(
+        self, question: Question, result: PoolAnswer, asked: Placement
+    ) -> list[NDArray[np.int64]]:
+        """Take those failures back whose shard owns its users no more: a rebalance stopped it."""
+        if not result.failures:
+            return []
+        with contextlib.suppress(PlacementError):
+            self._routes.refresh()
+        now = self._routes.placement
+        moved: list[tuple[NDArray[np.int64], Exception]] = []
+        kept: list[tuple[NDArray[np.int64], Exception]] = []
+        for positions, error in result.failures:
+            ids = question.user_ids[positions]
+            is_moved = (now.shard_of_users(ids) != asked.shard_of_users(ids)).any()
+            (moved if is_moved else kept).append((positions, error))
+        result.failures[:] = kept
+        return [positions for positions, _ in moved]
+
     def _ask(
         self, question: Question, positions: NDArray[np.int64], deadline: float, result: PoolAnswer
     ) -> list[tuple[int, ShardAnswer]]:
@@ -125,12 +152,11 @@ class PoolReads:
         asked: list[tuple[int, NDArray[np.int64], Pending]] = []
         answers = []
         user_ids = question.user_ids[positions]
-        readers = self.readers
         for share in self._routes.placement.split(user_ids):
             mine = positions[share.positions]
             before = None if question.before_ms is None else question.before_ms[mine]
             try:
-                reader = readers[share.shard]
+                reader = self._reader_of(share.shard)
                 ids = question.user_ids[mine]
                 pending = reader.begin(ids, question.n, before, question.layers)
                 asked.append((share.shard, mine, pending))
@@ -140,6 +166,9 @@ class PoolReads:
             try:
                 found = pending(max(0.0, deadline - time.monotonic()))
                 answers.append((shard, ShardAnswer(mine, found)))
+            except PartlyUnavailable as error:
+                answers.append((shard, known_part(mine, error)))
+                result.failures.append((mine[error.missing], error))
             except READ_FAILURES as error:
                 result.failures.append((mine, error))
         return answers
@@ -157,7 +186,7 @@ class PoolReads:
         if len(damaged):
             ids = question.user_ids[damaged]
             for share in self._routes.placement.split(ids):
-                self.readers[share.shard].report_damage(ids[share.positions])
+                self._reader_of(share.shard).report_damage(ids[share.positions])
         if not self._has_tier:
             return
         wanting = np.flatnonzero(flawed & (found.rows.counts < question.n))
@@ -179,7 +208,7 @@ class PoolReads:
         recalled = [positions[:0]]
         now = time.monotonic()
         for share in self._routes.placement.split(question.user_ids[positions]):
-            reader = self.readers[share.shard]
+            reader = self._reader_of(share.shard)
             mine = positions[share.positions]
             wanted = state[mine] == UserState.EVICTED
             if not reader.is_warm:

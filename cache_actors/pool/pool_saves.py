@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,18 @@ import ray
 from numpy.typing import NDArray
 
 from cache_actors.pool.errors import MemoryUnavailable
+from cache_actors.pool.placement import PlacementError
 from cache_actors.pool.routes import Routes
 from cache_actors.pool.save_queue import SaveAck, SaveQueue, Send
 from cache_actors.pool.shard_link import RETRY_PAUSE_S
+from cache_actors.store.errors import MemoryFullError
 from cache_actors.store.namespace_writer import BucketMovedError
 from marm.addressing import user_bucket
 from marm.memory import Namespace
 
 _SAVE_ATTEMPT_S = 30.0
-_MAX_ROWS_PER_SAVE_CALL = 8192
+_MAX_ROWS_PER_SAVE_CALL = 16384
+_MIN_ROWS_PER_SAVE_CALL = 64
 _INLINE_BYTES = 100 << 10
 """Larger arguments go through the object store, which takes time that can be spent ahead."""
 
@@ -79,9 +84,27 @@ class PoolSaves:
             packed = ray.put(rows)
 
         def send() -> None:
-            self._send_until(user_ids, rows, packed, time.monotonic() + self._deadline_s)
+            self._send_fitting(user_ids, rows, packed, time.monotonic() + self._deadline_s)
 
         return send
+
+    def _send_fitting(
+        self,
+        user_ids: NDArray[np.int64],
+        rows: NDArray[np.void],
+        packed: Any,
+        deadline: float,
+    ) -> None:
+        """Store rows, in smaller parts where a shard has no room for all of them at once: saves
+        that waited were joined, and a shard can evict others' rows only between two calls."""
+        try:
+            self._send_until(user_ids, rows, packed, deadline)
+        except MemoryFullError:
+            middle = len(rows) // 2
+            if middle < _MIN_ROWS_PER_SAVE_CALL:
+                raise
+            for part in (slice(middle), slice(middle, None)):
+                self._send_fitting(user_ids[part], rows[part], rows[part], deadline)
 
     def _send_until(
         self,
@@ -106,7 +129,12 @@ class PoolSaves:
                     sent,
                     attempt_s=_SAVE_ATTEMPT_S,
                     deadline_s=max(0.0, deadline - time.monotonic()),
+                    is_wanted=partial(self._owns, share.shard, ids),
                 )
+            except MemoryUnavailable:
+                if self._owns(share.shard, ids):
+                    raise
+                self._send_until(ids, mine, mine, deadline)
             except BucketMovedError as error:
                 if time.monotonic() + RETRY_PAUSE_S >= deadline:
                     raise MemoryUnavailable(
@@ -115,6 +143,14 @@ class PoolSaves:
                 self._routes.refresh(np.unique(user_bucket(ids)), share.shard)
                 time.sleep(RETRY_PAUSE_S / 10)
                 self._send_until(ids, mine, mine, deadline)
+
+    def _owns(self, shard: int, user_ids: NDArray[np.int64]) -> bool:
+        """Whether a shard that does not answer owns all of some users still: one that a rebalance
+        emptied has been stopped."""
+        with contextlib.suppress(PlacementError):
+            self._routes.refresh()
+        shares = self._routes.placement.split(user_ids)
+        return all(share.shard == shard for share in shares)
 
 
 def _opaque(dtype: np.dtype) -> np.dtype:

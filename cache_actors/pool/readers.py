@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_actors.pool.errors import PartlyUnavailable
 from cache_actors.pool.shard_link import ShardLink
 from cache_actors.store.errors import MemoryStoreAbsentError
 from cache_actors.store.lookup import Lookup, UserState
@@ -146,7 +147,8 @@ class TierReader:
         before_ms: NDArray[np.int64] | None,
         layers: int | None,
     ) -> Pending:
-        """See `CacheReader.begin`."""
+        """See `CacheReader.begin`. The lookup raises `PartlyUnavailable` where a server of the tier
+        is down too."""
         return lambda left_s: self._lookup(user_ids, n, before_ms, layers)
 
     def _lookup(
@@ -156,10 +158,19 @@ class TierReader:
         before_ms: NDArray[np.int64] | None,
         layers: int | None,
     ) -> Lookup:
-        stored = self._tier.get(self._namespace, user_ids)
-        rows = newest_rows(stored, n, before_ms, self._namespace.layers_dtype(layers))
-        state = np.where(stored.counts > 0, UserState.FOUND, UserState.ABSENT).astype(np.uint8)
-        return Lookup(rows, state)
+        stored = self._tier.read(self._namespace, user_ids)
+        rows = newest_rows(stored.rows, n, before_ms, self._namespace.layers_dtype(layers))
+        state = np.where(stored.rows.counts > 0, UserState.FOUND, UserState.ABSENT)
+        state[stored.damaged] = UserState.DAMAGED
+        found = Lookup(rows, state.astype(np.uint8))
+        if stored.unavailable.any():
+            raise PartlyUnavailable(
+                f"neither a replica nor the durable tier answers for "
+                f"{int(stored.unavailable.sum())} of {len(user_ids)} users of a memory shard",
+                found,
+                stored.unavailable,
+            )
+        return found
 
 
 def newest_rows(

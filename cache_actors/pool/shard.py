@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,7 @@ from cache_actors.pool.changes import (
     Change,
     NamespaceDropped,
     NamespaceOpened,
+    RowsRestored,
     UsersForgotten,
 )
 from cache_actors.pool.errors import MemoryUnavailable
@@ -22,17 +25,20 @@ from cache_actors.pool.home_lease import HomeLease, PoolInUseError
 from cache_actors.pool.metrics import ShardMetrics
 from cache_actors.pool.placement import load_placement
 from cache_actors.pool.replica_set import ReplicaRecord
-from cache_actors.pool.shard_actors import create_replica
+from cache_actors.pool.shard_actors import create_replica, note_node
 from cache_actors.pool.shard_core import PEER_TIMEOUT_S, ShardCore, take_lead
 from cache_actors.pool.shard_duties import ShardDuties
 from cache_actors.pool.shard_info import ShardInfo
 from cache_actors.pool.shard_link import POOL_EPOCH, PoolInfo, ShardLink
 from cache_actors.pool.shard_tier import ShardTier
+from cache_actors.store.errors import StoreInUseError
 from cache_actors.store.lookup import ALL_ROWS, Lookup
 from cache_actors.store.namespace_store import StoreStats
 from cache_actors.store.shard_store import ShardStore
 from marm.addressing import NUM_BUCKETS
 from marm.memory import Namespace, UserRows
+
+logger = logging.getLogger(__name__)
 
 _LEADER_ANSWERS_S = 3.0
 
@@ -48,13 +54,10 @@ class MemoryShard:
             raise PoolInUseError(f"another Ray cluster runs the memory pool at {pool.directory}")
         owned = np.zeros(NUM_BUCKETS, np.bool_)
         owned[load_placement(pool.placement_path).buckets_of(shard)] = True
-        self._store = ShardStore(
-            pool.store_directory(shard, replica),
-            limits=pool.config.limits,
-            durability=pool.config.durability,
-            owned=owned,
+        self._store = _open_store(pool, shard, replica, owned)
+        self._tier = ShardTier(
+            self._store, pool.config.redis_url, pool.tier_name, pool.config.limits
         )
-        self._tier = ShardTier(self._store, pool.config.redis_url, pool.name, pool.config.limits)
         self._core = ShardCore(
             shard,
             replica,
@@ -66,6 +69,8 @@ class MemoryShard:
         self._metrics = ShardMetrics(shard, replica)
         revive = partial(create_replica, MemoryShard, pool, shard)
         self._duties = ShardDuties(pool, self._core, self._tier, self._metrics, lease, revive)
+        note_node(pool, shard, replica, ray.get_runtime_context().get_node_id())
+        gc.freeze()  # saves make many small objects; what is here already need not be looked at
 
     @ray.method(concurrency_group="write")
     def save(
@@ -79,7 +84,8 @@ class MemoryShard:
 
     @ray.method(concurrency_group="write")
     def forget(self, user_id: int, until_ms: int) -> None:
-        """Remove a user's rows up to a time, here and in the durable tier, for good."""
+        """Remove a user's rows up to a time, here and in the durable tier, for good. While the tier
+        does not answer it raises after the first; see `ShardTier.forget`."""
         self._core.commit(UsersForgotten({user_id: until_ms}))
         self._tier.forget(user_id, until_ms)
 
@@ -91,8 +97,10 @@ class MemoryShard:
 
     @ray.method(concurrency_group="write")
     def drop_namespace(self, namespace: Namespace) -> None:
-        """Remove a namespace with its rows."""
+        """Remove a namespace with its rows, here and in the durable tier. Where that does not
+        answer it raises after the first; call it again when the tier is back."""
         self._core.commit(NamespaceDropped(namespace))
+        self._tier.drop(namespace, np.flatnonzero(self._store.owned()))
 
     @ray.method(concurrency_group="write")
     def begin_move(self, bucket: int, shard: int) -> int:
@@ -133,6 +141,8 @@ class MemoryShard:
     def receive(self, change: Change, as_member: bool) -> None:
         """See `ShardCore.receive`."""
         self._core.receive(change, as_member=as_member)
+        if isinstance(change, RowsRestored):
+            self._tier.compare_later()
 
     @ray.method(concurrency_group="read")
     def lookup(
@@ -204,6 +214,11 @@ class MemoryShard:
             take_lead(self._core, now)
 
     @ray.method(concurrency_group="admin")
+    def retire(self) -> None:
+        """See `ShardDuties.retire`."""
+        self._duties.retire()
+
+    @ray.method(concurrency_group="admin")
     def describe(self) -> ShardInfo:
         """Where this replica runs."""
         return ShardInfo(
@@ -233,6 +248,21 @@ class _LinkedPeer:
             "lookup", namespace, user_ids, ALL_ROWS, None, None, timeout_s=PEER_TIMEOUT_S
         )
         return found.rows
+
+
+def _open_store(pool: PoolInfo, shard: int, replica: int, owned: NDArray[np.bool_]) -> ShardStore:
+    """The replica's store, once no other process writes it. An actor that raises while it starts is
+    never started again, so a process that takes its time to end is waited for."""
+    while True:
+        try:
+            return ShardStore(
+                pool.store_directory(shard, replica),
+                limits=pool.config.limits,
+                durability=pool.config.durability,
+                owned=owned,
+            )
+        except StoreInUseError as error:
+            logger.warning("memory shard %d waits to be let in: %s", shard, error)
 
 
 def cluster_id() -> str:

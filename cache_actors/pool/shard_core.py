@@ -137,6 +137,13 @@ class ShardCore:
                 rows = self._connect(self.shard, other).rows_of(namespace, user_ids)
                 self.store.restore(namespace, rows)
 
+    def step_down(self, now: ReplicaSet) -> None:
+        """Be no member any more: another store took the place of the one that was. No change is
+        taken while somebody may still read that one."""
+        with self._changing:
+            if self.record.change(now, now.without(self.replica)):
+                time.sleep(READER_LEASE_S)
+
     def begin_move(self, bucket: int, shard: int) -> int:
         """Start to copy a bucket to another shard; the number is for the other calls."""
         with self._changing:
@@ -250,9 +257,9 @@ class ShardCore:
         don't reach it, so none may be acknowledged while somebody still relies on it."""
         now = self.record.recent()
         if now.version != self._known.version:
+            led = self._known.leader == self.replica and self._known.version + 1 == now.version
             gone = set(self._known.members) - set(now.members)
-            # What this replica did not hear of while another one led may be gone as well.
-            if gone or self._known.leader != self.replica:
+            if now.version > 1 and (gone or not led):  # what it missed may have dropped members
                 self._quiet_until = time.monotonic() + READER_LEASE_S
             self._known = now
         left_s = self._quiet_until - time.monotonic()

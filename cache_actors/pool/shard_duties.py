@@ -42,7 +42,7 @@ class ShardDuties:
         tier: ShardTier,
         metrics: ShardMetrics,
         lease: HomeLease,
-        revive: Callable[[int, frozenset[str]], None],
+        revive: Callable[[int, frozenset[str]], object],
     ) -> None:
         """``revive`` makes a replica whose actor is gone anew, not on the nodes it is given."""
         self._pool = pool
@@ -53,10 +53,17 @@ class ShardDuties:
         self._leader = LeaderLink(pool, core.shard)
         self._due_s: dict[str, float] = {}
         self._next_checked = 0
+        self._reviving = threading.Lock()
+        self._is_retired = False
         enter(core)
         self._heartbeat = Heartbeat(lease, _leave)
         self._thread = threading.Thread(target=self._run, name="memory-duties", daemon=True)
         self._thread.start()
+
+    def retire(self) -> None:
+        """Make no peer anew from now on: the shard is being stopped."""
+        with self._reviving:
+            self._is_retired = True
 
     def _run(self) -> None:
         while True:
@@ -72,6 +79,7 @@ class ShardDuties:
         if not self._core.is_member:
             self._join()
         self._tier.lead(self._core.leads)
+        self._tier.compare_again()
         if self._core.leads and self._is_due("peers", _PEERS_INTERVAL_S):
             self._revive_peers()
         if self._is_due("metrics", _METRICS_INTERVAL_S):
@@ -106,8 +114,11 @@ class ShardDuties:
         here = frozenset([ray.get_runtime_context().get_node_id()])
         for replica in range(self._pool.config.replicas):
             is_peer = replica != self._core.replica
-            if is_peer and not is_registered(self._pool, self._core.shard, replica):
-                self._revive(replica, here)
+            if not is_peer or is_registered(self._pool, self._core.shard, replica):
+                continue
+            with self._reviving:
+                if not self._is_retired:
+                    self._revive(replica, here)
 
     def _publish(self) -> None:
         for namespace in self._core.store.namespaces():
@@ -140,7 +151,7 @@ def enter(core: ShardCore) -> None:
             )
         core.record.change(now, (Member(core.replica, core.store.generation),))
     elif held is not None:
-        core.record.change(now, now.without(core.replica))
+        core.step_down(now)
 
 
 def _leave() -> None:

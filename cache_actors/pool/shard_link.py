@@ -29,7 +29,8 @@ __all__ = ["POOL_EPOCH", "RETRY_PAUSE_S", "MemoryUnavailable", "PoolInfo", "Shar
 class PoolInfo:
     """What a process needs to find a running pool; small, and fit to be sent to others.
 
-    ``placement`` is the one that held when the pool was looked up.
+    ``placement`` is the one that held when the pool was looked up; ``pool_id`` tells the pool from
+    those of other homes with the same name, and is empty where it was not looked up.
     """
 
     home: Home
@@ -37,6 +38,12 @@ class PoolInfo:
     ray_namespace: str
     placement: Placement
     config: PoolConfig
+    pool_id: str = ""
+
+    @property
+    def tier_name(self) -> str:
+        """What the pool is called in the durable tier, which pools of other homes may share."""
+        return f"{self.name}-{self.pool_id}"
 
     @property
     def directory(self) -> Path:

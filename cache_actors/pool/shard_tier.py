@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.pool.changes import COLD_MARK
 from cache_actors.store.errors import MemoryStoreError
 from cache_actors.store.limits import StoreLimits
 from cache_actors.store.lookup import UserState
-from cache_actors.store.shard_store import ShardStore
-from cache_actors.tiers.durable_tier import DurableTierError
+from cache_actors.store.shard_store import COLD_MARK, ShardStore
+from cache_actors.tiers.durable_tier import DurableTierError, DurableTierUnavailableError
 from cache_actors.tiers.redis_tier import RedisTier
 from cache_actors.tiers.redis_url import RedisUrlError, parse_redis_url
 from cache_actors.tiers.resync import leave_tier
@@ -46,6 +45,8 @@ class ShardTier:
         self._limits = limits
         self._tier: RedisTier | None = None
         self._behind: WriteBehind | None = None
+        self._leading = threading.RLock()
+        self._has_to_compare = False
         self._waiting: queue.Queue[tuple[Namespace, NDArray[np.int64]] | None]
         self._waiting = queue.Queue(_MAX_WAITING)
         self._stop = threading.Event()
@@ -86,21 +87,62 @@ class ShardTier:
                 logger.warning("too many users wait for their older rows; %d won't", len(user_ids))
 
     def forget(self, user_id: int, until_ms: int) -> None:
-        """Remove a user's rows up to a time from the tier; raises while it does not answer."""
-        if self._tier is not None:
+        """Remove a user's rows up to a time from the tier, for good.
+
+        While it does not answer this raises `DurableTierUnavailableError`. It is done by itself
+        when the tier is back; calling again then tells whether it was.
+        """
+        if self._tier is None:
+            return
+        try:
             self._tier.forget(user_id, until_ms)
+        except DurableTierError as error:
+            self.compare_later()  # a comparison brings what the store has forgotten to the tier
+            raise DurableTierUnavailableError(
+                f"user {user_id} is forgotten by the memory shard, but the durable tier does not "
+                f"answer and still has what it had: {error}. It is removed there once the tier is "
+                "back; forget the user again then to be sure"
+            ) from error
+
+    def drop(self, namespace: Namespace, buckets: NDArray[np.int64]) -> None:
+        """Remove a namespace that was dropped here from the tier; raises while that does not
+        answer, and may be repeated."""
+        if self._tier is None:
+            return
+        with self._leading:
+            leads = self._behind is not None
+            self.lead(False)  # what is being put there must not come after this
+            try:
+                self._tier.drop(namespace, buckets.tolist())
+            finally:
+                self.lead(leads)
+
+    def compare_later(self) -> None:
+        """Have the whole store compared with the tier, now or after a restart: there are rows that
+        no flag tells of, or the tier did not take something."""
+        if self._tier is not None:
+            leave_tier(self._store.directory)
+            self._has_to_compare = True
+
+    def compare_again(self) -> None:
+        """Begin the comparison that `compare_later` asked for."""
+        with self._leading:
+            if self._has_to_compare and self._behind is not None:
+                self._has_to_compare = False
+                self._behind.compare_all()
 
     def lead(self, leads: bool) -> None:
         """Write behind if this replica takes the saves, else leave it to the one that does."""
-        if self._tier is None or leads == (self._behind is not None):
-            return
-        if leads:
-            self._behind = WriteBehind(self._store, self._tier, _WRITE_BEHIND_INTERVAL_S)
-            self._behind.start()
-        else:
-            behind, self._behind = self._behind, None
-            if behind is not None:
-                behind.close()
+        with self._leading:
+            if self._tier is None or leads == (self._behind is not None):
+                return
+            if leads:
+                self._behind = WriteBehind(self._store, self._tier, _WRITE_BEHIND_INTERVAL_S)
+                self._behind.start()
+            else:
+                behind, self._behind = self._behind, None
+                if behind is not None:
+                    behind.close()
 
     def close(self) -> None:
         """Stop writing behind and give the connections back."""

@@ -13,6 +13,10 @@ class MemoryStoreAbsentError(MemoryStoreError):
     """There is no store at a path, or its writer has not finished making it."""
 
 
+class StoreInUseError(MemoryStoreError):
+    """Another process writes the store."""
+
+
 class MemoryFullError(MemoryStoreError):
     """Rows do not fit: the byte budget is used up, or the disk is full."""
 

@@ -33,6 +33,24 @@ def class_for(rows: int) -> int:
     return max(MIN_CLASS, (rows - 1).bit_length())
 
 
+def extent_counts(
+    rows: NDArray[np.int64], chunk: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How the rows of users are cut into extents: rows of each extent, user after user, and how
+    many extents each user gets. What is left of whole chunks becomes one extent, or two where the
+    next power of two would be a quarter empty or more."""
+    full, rest = rows // chunk, rows % chunk
+    power = np.where(rest > 0, 1 << np.maximum(np.frexp(rest)[1].astype(np.int64) - 1, 0), 0)
+    is_split = (rest > power) & (rest - power <= power // 2)
+    num_extents = full + (rest > 0) + is_split
+    counts = np.full(int(num_extents.sum()), chunk)
+    end = np.cumsum(num_extents) - 1
+    has_rest = rest > 0
+    counts[end[has_rest]] = np.where(is_split, rest - power, rest)[has_rest]
+    counts[end[is_split] - 1] = power[is_split]
+    return counts, num_extents
+
+
 class ExtentAllocator:
     """Places of one row file. Used by the one writer only.
 
@@ -52,6 +70,11 @@ class ExtentAllocator:
     def chunk_rows(self) -> int:
         """Rows of the largest extent; files grow by multiples of it."""
         return 1 << self.top
+
+    @property
+    def room_to_grow(self) -> int:
+        """The smallest class for the last rows of a long history."""
+        return max(MIN_CLASS, self.top - 2)
 
     def add_places(self, start: int, end: int) -> None:
         """New places ``start..end``, both multiples of a chunk."""

@@ -18,6 +18,7 @@ from cache_actors.store.lmdb_environment import LmdbEnvironment
 from cache_actors.store.lookup import ALL_ROWS, Lookup
 from cache_actors.store.records import (
     NO_WORDS,
+    WORD_BYTES,
     RecordBatch,
     record_key,
     record_keys,
@@ -171,6 +172,11 @@ class NamespaceStore:
                 yield rows
 
     @property
+    def index_bytes(self) -> int:
+        """Bytes of index pages in use."""
+        return self._env.read(self._index_bytes)
+
+    @property
     def file_bytes(self) -> int:
         """Size of the row files."""
         return self._file.file_bytes
@@ -304,7 +310,10 @@ class NamespaceStore:
         _, file = self._rules(transaction)
         stored = transaction.get(self._counters_key, None, self._facts)
         counters = NamespaceCounters.unpack(stored)
-        table = transaction.stat(self._index)
-        pages = table["branch_pages"] + table["leaf_pages"] + table["overflow_pages"]
-        used = counters.places * (file.row_bytes + 8) + pages * table["psize"]
+        used = counters.places * (file.row_bytes + WORD_BYTES) + self._index_bytes(transaction)
         return StoreStats(used, file.file_bytes, counters)
+
+    def _index_bytes(self, transaction: Any) -> int:
+        table = transaction.stat(self._index)
+        pages: int = table["branch_pages"] + table["leaf_pages"] + table["overflow_pages"]
+        return pages * table["psize"]

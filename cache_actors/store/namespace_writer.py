@@ -316,6 +316,19 @@ class NamespaceWriter(NamespaceStore):
                 )
             self.evict(self._taken_by_tier(users))
 
+    def evict_some(self, count: int) -> int:
+        """Evict the users unused for longest; how many that were."""
+        users = np.array(self.recency.coldest(count), np.int64)
+        return self.evict(self._taken_by_tier(users)) if len(users) else 0
+
+    def drop_evicted_records(self) -> int:
+        """Forget which users were evicted, for the room that the knowledge takes: they become
+        absent. The number of users."""
+        found = scan_index(self._env, self._index)
+        evicted = (found.flags & np.uint32(Flag.EVICTED)) != 0
+        users = found.users[evicted & (found.num_extents == 0)]
+        return sum(self.remove(part) for part in np.array_split(users, len(users) // 1024 + 1))
+
     def _taken_by_tier(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
         """Hand users to the durable tier before they go."""
         evict_to = self._shard.evict_to

@@ -1,8 +1,8 @@
 """Appending rows behind what is stored of their users, for a whole batch of users at once.
 
 Most rows are newer than everything stored of their user. They go into the free part of the user's
-last extent; where that is too small, into an extent of the next fitting size, together with the
-rows of the small one, or into one more extent where the last is as large as they get.
+last extent; where that is too small, into fresh ones, together with the rows of the last unless
+that is as large as extents get.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.store.extents import ExtentAllocator, class_for
+from cache_actors.store.extents import ExtentAllocator, class_for, extent_counts
 from cache_actors.store.records import (
     CHECK,
     CLASS_MASK,
@@ -76,61 +76,71 @@ class RowAppender:
         tails = Tails.of(batch)
         chunk = self.allocator.chunk_rows
         fits = new.counts <= tails.capacity - tails.count
-        is_full = tails.count == chunk
-        moved = np.where(fits | is_full, 0, tails.count)
-        grows = ~fits & (moved + new.counts <= chunk)
+        moved = np.where(fits | (tails.count == chunk), 0, tails.count)
+        may = allowed & _are_newer(batch, new)
         if not self.may_add_extents:
-            grows &= moved > 0
-        users = np.flatnonzero(allowed & _are_newer(batch, new) & (fits | grows))
-        if len(users):
-            self._append(batch, new, tails, users, fits[users], moved[users], now_s, flags, effect)
+            may &= fits | ((moved > 0) & (moved + new.counts <= chunk))
+        in_place, grown = np.flatnonzero(may & fits), np.flatnonzero(may & ~fits)
+        if len(in_place):
+            added = new.counts[in_place]
+            places = expand_runs(tails.start[in_place] + tails.count[in_place], added)
+            extents = batch.words[batch.starts[in_place + 1] - 1] + added.astype(np.uint64)
+            one = np.ones(len(in_place), np.int64)
+            self._write(new, in_place, places)
+            self._put_records(batch, new, in_place, one, extents, one, now_s, flags, effect)
+        if len(grown):
+            self._grow_tails(batch, new, tails, grown, moved[grown], now_s, flags, effect)
+        for users in (in_place, grown):
+            effect.rows_added += int(new.counts[users].sum())
+            effect.users_added += int((batch.num_extents[users] == 0).sum())
         appended = np.zeros(len(fits), np.bool_)
-        appended[users] = True
+        appended[in_place] = appended[grown] = True
         return appended
 
-    def _append(
+    def _grow_tails(
         self,
         batch: RecordBatch,
         new: SortedRows,
         tails: Tails,
         users: NDArray[np.int64],
-        fits: NDArray[np.bool_],
         moved: NDArray[np.int64],
         now_s: int,
         flags: int,
         effect: WriteEffect,
     ) -> None:
+        """Give users fresh extents for ``moved`` rows of their last one and for their new rows."""
+        chunk = self.allocator.chunk_rows
         added = new.counts[users]
-        extents = batch.words[batch.starts[users + 1] - 1] + added.astype(np.uint64)
-        first = tails.start[users] + tails.count[users]  # place of the first new row
-        grows = np.flatnonzero(~fits)
-        if len(grows):
-            is_long = batch.num_extents[users[grows]] - (moved[grows] > 0) > 1
-            counts = moved[grows] + added[grows]
-            fresh = self._take(counts, is_long)
-            extents[grows] = fresh
-            target = (fresh >> np.uint64(START_SHIFT)).astype(np.int64)
-            self._move(tails.start[users[grows]], moved[grows], target)
-            outgrown = batch.words[batch.starts[users[grows] + 1] - 1][moved[grows] > 0]
-            for extent in outgrown.tolist():
-                self.allocator.release(extent)
-            first[grows] = target + moved[grows]
-        rows = new.rows
-        if len(users) < len(new.user_ids):
-            rows = opaque(rows).take(expand_runs(new.starts[users], added)).view(rows.dtype)
-        self.file.write(expand_runs(first, added), rows, np.repeat(new.user_ids[users], added))
-        is_longer = ~fits & (moved == 0)
-        self._put_records(batch, new, users, extents, is_longer, now_s, flags, effect)
-        effect.rows_added += int(added.sum())
-        effect.users_added += int((batch.num_extents[users] == 0).sum())
+        total = moved + added
+        counts, num_extents = extent_counts(total, chunk)
+        needs_more = np.zeros(len(counts), np.bool_)
+        needs_more[np.cumsum(num_extents) - 1] = batch.num_extents[users] + num_extents > 2
+        extents = self._take(counts, needs_more)
+        start = (extents >> np.uint64(START_SHIFT)).astype(np.int64)
+        places = expand_runs(start, counts)  # of all rows, user after user
+        offset = np.cumsum(total) - total
+        self._move(tails.start[users], moved, places[expand_runs(offset, moved)])
+        self._write(new, users, places[expand_runs(offset + moved, added)])
+        is_outgrown = moved > 0
+        for extent in batch.words[batch.starts[users + 1] - 1][is_outgrown].tolist():
+            self.allocator.release(extent)
+        dropped = is_outgrown.astype(np.int64)
+        self._put_records(batch, new, users, dropped, extents, num_extents, now_s, flags, effect)
 
-    def _take(self, counts: NDArray[np.int64], is_long: NDArray[np.bool_]) -> NDArray[np.uint64]:
-        """Fresh extents with room for ``counts`` rows, which they count as theirs. A long history
-        will grow soon, so it gets more room."""
-        long_class = self.allocator.top - 1
+    def _write(self, new: SortedRows, users: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Put the new rows of users into places."""
+        counts, rows = new.counts[users], new.rows
+        if len(users) < len(new.user_ids):
+            rows = opaque(rows).take(expand_runs(new.starts[users], counts)).view(rows.dtype)
+        self.file.write(places, rows, np.repeat(new.user_ids[users], counts))
+
+    def _take(self, counts: NDArray[np.int64], needs_more: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        """Fresh extents with room for ``counts`` rows, which they count as theirs. The end of a
+        long history will grow soon, so it gets more room."""
+        least = self.allocator.room_to_grow
         taken = []
-        for count, needs_more in zip(counts.tolist(), is_long.tolist(), strict=True):
-            size_class = max(class_for(count), long_class if needs_more else 0)
+        for count, is_end in zip(counts.tolist(), needs_more.tolist(), strict=True):
+            size_class = max(class_for(count), least if is_end else 0)
             extent = self.allocator.take(size_class)
             if extent is None:
                 self.grow(self.allocator.chunk_rows)
@@ -140,33 +150,36 @@ class RowAppender:
         return np.array(taken, np.uint64)
 
     def _move(
-        self, start: NDArray[np.int64], count: NDArray[np.int64], target: NDArray[np.int64]
+        self, start: NDArray[np.int64], count: NDArray[np.int64], places: NDArray[np.int64]
     ) -> None:
         """Copy rows with their check words, so that damage moves along and is still seen."""
-        source, places = expand_runs(start, count), expand_runs(target, count)
-        mapped = self.file.mapped
-        mapped.opaque[places] = mapped.opaque.take(source)
-        mapped.checks[places] = mapped.checks.take(source)
+        if len(places):
+            source = expand_runs(start, count)
+            mapped = self.file.mapped
+            mapped.opaque[places] = mapped.opaque.take(source)
+            mapped.checks[places] = mapped.checks.take(source)
 
     def _put_records(
         self,
         batch: RecordBatch,
         new: SortedRows,
         users: NDArray[np.int64],
+        dropped: NDArray[np.int64],
         extents: NDArray[np.uint64],
-        is_longer: NDArray[np.bool_],
+        num_extents: NDArray[np.int64],
         now_s: int,
         flags: int,
         effect: WriteEffect,
     ) -> None:
-        """The users' records with ``extents`` as their last, in place of the last or behind it."""
-        old_size = np.diff(batch.starts)[users]
-        size = old_size + is_longer
+        """The users' records without the last ``dropped`` extents, and with ``num_extents`` of
+        ``extents`` instead."""
+        kept = np.diff(batch.starts)[users] - dropped
+        size = kept + num_extents
         head = np.cumsum(size) - size
-        words = np.zeros(int(size.sum()), np.uint64)
-        words[expand_runs(head, old_size)] = batch.words[expand_runs(batch.starts[users], old_size)]
+        words = np.empty(int(size.sum()), np.uint64)
+        words[expand_runs(head, kept)] = batch.words[expand_runs(batch.starts[users], kept)]
+        words[expand_runs(head + kept, num_extents)] = extents
         last = new.starts[users + 1] - 1
-        words[head + size - 1] = extents
         words[head + 1] = new.times[last].view(np.uint64)
         words[head + 2] = new.keys[last]
         version = (words[head + 3] + np.uint64(1)) & _HALF

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.store.extents import ExtentAllocator, class_for
+from cache_actors.store.extents import ExtentAllocator, class_for, extent_counts
 from cache_actors.store.records import (
     CHECK,
     COUNT_MASK,
@@ -264,18 +264,15 @@ class RowWriter:
 
     def _place(self, count: int, will_grow: bool) -> list[int]:
         """Fresh extents for ``count`` rows, with room behind them where more will come soon."""
-        top, chunk = self.allocator.top, self.allocator.chunk_rows
-        sizes = [chunk] * (count // chunk)
-        if count % chunk:
-            sizes.append(count % chunk)
+        sizes, _ = extent_counts(np.array([count]), self.allocator.chunk_rows)
         fresh = []
-        for size in sizes:
+        for position, size in enumerate(sizes.tolist()):
             size_class = class_for(size)
-            if will_grow:
-                size_class = max(size_class, top - 1)
+            if will_grow and position == len(sizes) - 1:
+                size_class = max(size_class, self.allocator.room_to_grow)
             extent = self.allocator.take(size_class)
             if extent is None:
-                self.grow(chunk)
+                self.grow(self.allocator.chunk_rows)
                 extent = self.allocator.take(size_class)
                 assert extent is not None
             fresh.append(extent + size)

@@ -41,7 +41,11 @@ from marm.memory import Namespace, UserRows
 
 logger = logging.getLogger(__name__)
 
-_INDEX_RESERVE_BYTES = 1 << 20
+COLD_MARK = "cold"
+"""A file beside the store that says that the durable tier may have users that are absent here."""
+
+_MIN_INDEX_BYTES, _INDEX_SHARE = 1 << 20, 8
+_SAVES_PER_INDEX_CHECK = 16
 _UNTIL = struct.Struct("<q")
 _USER = struct.Struct(">q")
 _USERS_PER_STEP = 1024
@@ -91,6 +95,7 @@ class ShardStore:
         self.track_unsaved = False
         self.evict_to: Callable[[Namespace, UserRows], None] | None = None
         self._is_closed = False
+        self._num_saves = 0
         self._syncs = durability == "machine"
         self._stores: dict[Namespace, NamespaceWriter] = {}
         self._lock = threading.RLock()
@@ -172,6 +177,9 @@ class ShardStore:
         """See `NamespaceWriter.save`."""
         with self._lock:
             self.open(namespace).save(user_ids, rows)
+            self._num_saves += 1
+            if self.limits.max_bytes and self._num_saves % _SAVES_PER_INDEX_CHECK == 0:
+                self._bound_index(self._index_share(self.limits.max_bytes))
 
     def restore(self, namespace: Namespace, rows: UserRows) -> None:
         """See `NamespaceWriter.restore`."""
@@ -272,8 +280,9 @@ class ShardStore:
         if self.limits.max_bytes is not None:
             files = sum(store.file_bytes for store in self._stores.values())
             index = self._index_bytes()
-            reserve = max(_INDEX_RESERVE_BYTES, index // 4)
-            bounds.append(self.limits.max_bytes - files - index - reserve)
+            index += max(_MIN_INDEX_BYTES, index // 4)  # readers may hold pages for a while
+            index = max(index, self._index_share(self.limits.max_bytes))
+            bounds.append(self.limits.max_bytes - files - index)
         return max(0, min(bounds)) if bounds else None
 
     def before_commit(self) -> None:
@@ -309,6 +318,22 @@ class ShardStore:
                 self._stores.popitem()[1].close()
             self._env.close()
             self._writer_lock.release()
+
+    def _index_share(self, max_bytes: int) -> int:
+        """Bytes of the budget that row files leave to the index."""
+        return max(_MIN_INDEX_BYTES, max_bytes // _INDEX_SHARE)
+
+    def _bound_index(self, share: int) -> None:
+        """Forget who was evicted, and then evict more users, before the index outgrows its share.
+        From then on the durable tier has to be asked for users that are absent here."""
+        stores = list(self._stores.values())
+        while sum(store.index_bytes for store in stores) > share * 3 // 4:
+            if self.track_unsaved:
+                (self.directory / COLD_MARK).touch()
+            if not sum(store.drop_evicted_records() for store in stores):
+                largest = max(stores, key=lambda store: store.index_bytes)
+                if not largest.evict_some(_USERS_PER_STEP):
+                    return
 
     def _index_bytes(self) -> int:
         return (self.directory / "data.mdb").stat().st_size

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from cache_actors.store.errors import MemoryStoreError
+from cache_actors.store.errors import StoreInUseError
 
 _PATIENCE_S = 10.0
 _POLL_S = 0.01
@@ -18,7 +18,7 @@ class WriterLock:
     """Held by the one writer of a store; the system gives it back when that process ends."""
 
     def __init__(self, path: Path) -> None:
-        """Wait for a writer that is about to end; `MemoryStoreError` if it does not."""
+        """Wait for a writer that is about to end; `StoreInUseError` if it does not."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + _PATIENCE_S
         while True:
@@ -28,7 +28,7 @@ class WriterLock:
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
                     os.close(self._file)
-                    raise MemoryStoreError(
+                    raise StoreInUseError(
                         f"store {path.parent} has a writer already; a shard is written by one "
                         "process. Stop the other one, or use another directory"
                     ) from error

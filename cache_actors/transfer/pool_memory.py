@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_actors.pool.changes import RowsRestored, take_users
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.errors import MemoryUnavailable
 from cache_actors.pool.leader_link import LeaderLink
@@ -19,31 +19,11 @@ from cache_actors.pool.placement import Placement, load_placement
 from cache_actors.pool.shard_link import RETRY_PAUSE_S, PoolInfo
 from cache_actors.store.lookup import ALL_ROWS
 from cache_actors.store.namespace_writer import BucketMovedError
-from cache_actors.store.shard_store import ShardStore
 from marm.addressing import user_bucket
 from marm.memory import Namespace, UserRows
 
 _ATTEMPT_S, _DEADLINE_S = 30.0, 120.0
 _USERS_PER_CHUNK = 256
-
-
-@dataclass(frozen=True)
-class RowsRestored:
-    """A change of a shard: rows came from elsewhere, and what was stored wins."""
-
-    namespace: Namespace
-    rows: UserRows
-
-    def apply(self, store: ShardStore) -> None:
-        """Make the change."""
-        store.restore(self.namespace, self.rows)
-
-    def within(self, buckets: NDArray[np.bool_]) -> RowsRestored | None:
-        """The part of the change that concerns ``buckets [256]``."""
-        inside = np.flatnonzero(buckets[user_bucket(self.rows.user_ids)])
-        if not len(inside):
-            return None
-        return RowsRestored(self.namespace, take_users(self.rows, inside))
 
 
 class PoolMemory:
@@ -160,13 +140,3 @@ class PoolMemory:
                 "wait for the rebalance to end"
             )
         time.sleep(RETRY_PAUSE_S)
-
-
-def take_users(rows: UserRows, positions: NDArray[np.int64]) -> UserRows:
-    """The users at ``positions``, in that order."""
-    if len(positions) == len(rows.user_ids) and (np.diff(positions) == 1).all():
-        return rows
-    counts = rows.counts[positions]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    index = np.repeat(rows.offsets[positions] - offsets[:-1], counts) + np.arange(offsets[-1])
-    return UserRows(rows.user_ids[positions], offsets, rows.rows[index])

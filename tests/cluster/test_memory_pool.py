@@ -18,9 +18,12 @@ from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.config import PoolConfig, PoolConfigError
 from cache_actors.pool.lifecycle import connect_pool, describe_pool, start_pool, stop_pool
 from cache_actors.pool.placement import PlacementError
-from cache_actors.pool.shard_link import MemoryUnavailable, PoolInfo
+from cache_actors.pool.shard import MemoryShard
+from cache_actors.pool.shard_actors import create_replica, is_registered
+from cache_actors.pool.shard_link import MemoryUnavailable, PoolInfo, ShardLink
 from cache_actors.store.errors import NamespaceMismatchError
 from cache_actors.store.limits import StoreLimits
+from cache_actors.store.writer_lock import WriterLock
 from marm.memory import RAW_STEP, InProcessMemory, Namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
@@ -268,6 +271,40 @@ def test_a_pool_started_again_serves_what_was_stored(pool: PoolInfo, clients: Ex
         assert reader.fetch(USERS, 100).rows.tobytes() == expected.rows.tobytes()
     client.save(*make_rows(600, start=600)).wait(DEADLINE_S)  # the old client finds the new pool
     assert fresh.stats().rows == 1200
+
+
+def test_saves_that_were_joined_fit_a_small_budget(tmp_path: Path) -> None:
+    wide = Namespace(depth=4, dim=128)
+    limits = StoreLimits(max_bytes=8 << 20)
+    pool = start_pool(tmp_path, 1, config=PoolConfig(limits=limits))
+    rows = np.zeros(2048, wide.row_dtype)
+    rows["event_key"] = rows["timestamp_ms"] = np.arange(len(rows))
+    with MemoryClient(pool, wide) as client:
+        acks = [client.save(np.arange(len(rows)) + 2048 * part, rows) for part in range(8)]
+        for ack in acks:
+            ack.wait(DEADLINE_S)
+        last = client.fetch(np.arange(2048 * 7 + 1800, 2048 * 8), 10)
+        assert last.counts.tolist() == [1] * len(last.user_ids)
+    stop_pool(pool)
+
+
+def test_a_shard_waits_for_the_process_that_still_writes_its_store(pool: PoolInfo) -> None:
+    path = describe_pool(pool)[0].path
+    stop_pool(pool)
+    writer = WriterLock(path / "writer.lock")
+    create_replica(MemoryShard, pool, 0, 0, frozenset())
+    link = ShardLink(pool, 0)
+    with pytest.raises(MemoryUnavailable, match="did not answer within"):  # it is alive
+        link.call("describe", timeout_s=13.0)
+    writer.release()
+    assert link.call("describe", timeout_s=DEADLINE_S).path == path
+
+
+def test_a_pool_stops_right_after_a_kill(pool: PoolInfo) -> None:
+    for info in describe_pool(pool):
+        os.kill(info.pid, signal.SIGKILL)
+    stop_pool(pool)
+    assert not any(is_registered(pool, shard, 0) for shard in range(2))
 
 
 def test_two_starts_at_once_give_one_pool(tmp_path: Path) -> None:

@@ -56,6 +56,16 @@ def test_a_lost_node_costs_no_row_and_no_read(tmp_path: Path) -> None:
     assert report["nodes_by_shard"] == [2, 2]
 
 
+def test_a_single_replica_stays_with_its_files_unless_its_node_is_lost(tmp_path: Path) -> None:
+    output = run_python(str(REPOSITORY / "tests" / "process_restarts.py"), str(tmp_path))
+    assert json.loads(output.strip().splitlines()[-1]) == {
+        "nodes": 3,
+        "stayed_after_kills": True,
+        "stayed_after_a_stop": True,
+        "left_the_lost_node": True,
+    }
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_second_ray_cluster_is_refused(tmp_path: Path) -> None:
     pool = start_pool(tmp_path, 1)

@@ -17,12 +17,14 @@ from redis_servers import TestServer, redis_server
 
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.config import PoolConfig
-from cache_actors.pool.lifecycle import describe_pool, start_pool, stop_pool
+from cache_actors.pool.lifecycle import connect_pool, describe_pool, start_pool, stop_pool
 from cache_actors.pool.rebalance import rebalance
 from cache_actors.pool.shard_link import PoolInfo, ShardLink
 from cache_actors.store.limits import StoreLimits
+from cache_actors.tiers.durable_tier import DurableTierUnavailableError
 from cache_actors.tiers.redis_tier import RedisTier
-from marm.memory import Namespace
+from cache_actors.transfer.pool_memory import PoolMemory
+from marm.memory import Namespace, UserRows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
@@ -76,8 +78,8 @@ def has_all_rows(client: MemoryClient, users: np.ndarray) -> bool:
     return client.fetch(users, 1000).counts.tolist() == [ROWS_PER_USER] * len(users)
 
 
-def counts_in_tier(redis: TestServer) -> list[int]:
-    tier = RedisTier.connect(redis.url, "default")
+def counts_in_tier(redis: TestServer, pool: PoolInfo) -> list[int]:
+    tier = RedisTier.connect(redis.url, pool.tier_name)
     try:
         counts: list[int] = tier.get(NAMESPACE, USERS).counts.tolist()
         return counts
@@ -104,7 +106,7 @@ def test_a_lost_store_is_filled_from_redis(tmp_path: Path, redis: TestServer) ->
     with MemoryClient(pool, NAMESPACE) as client:
         save_all(client)
         expected = client.fetch(USERS, 1000)
-        eventually(lambda: counts_in_tier(redis) == [ROWS_PER_USER] * NUM_USERS)
+        eventually(lambda: counts_in_tier(redis, pool) == [ROWS_PER_USER] * NUM_USERS)
         (info,) = describe_pool(pool)
         shutil.rmtree(info.path)
         os.kill(info.pid, signal.SIGKILL)
@@ -121,7 +123,7 @@ def test_rows_are_read_from_redis_while_a_shard_is_down(tmp_path: Path, redis: T
     with MemoryClient(pool, NAMESPACE) as client:
         save_all(client)
         expected = client.fetch(USERS, 7, layers=2)
-        eventually(lambda: counts_in_tier(redis) == [ROWS_PER_USER] * NUM_USERS)
+        eventually(lambda: counts_in_tier(redis, pool) == [ROWS_PER_USER] * NUM_USERS)
         for reader in client._reads.readers:
             reader._node_id = "another"
             reader.close()
@@ -138,12 +140,12 @@ def test_redis_may_go_away_and_come_back(tmp_path: Path, redis: TestServer) -> N
     pool = start(tmp_path, redis)
     with MemoryClient(pool, NAMESPACE) as client:
         save_all(client, 0, 20)
-        eventually(lambda: counts_in_tier(redis) == [20] * NUM_USERS)
+        eventually(lambda: counts_in_tier(redis, pool) == [20] * NUM_USERS)
         redis.kill()
         save_all(client, 20, 20)
         assert client.fetch(USERS, 1000).counts.tolist() == [40] * NUM_USERS
         redis.restart()  # empty
-        eventually(lambda: counts_in_tier(redis) == [40] * NUM_USERS)
+        eventually(lambda: counts_in_tier(redis, pool) == [40] * NUM_USERS)
     stop_pool(pool)
 
 
@@ -151,13 +153,65 @@ def test_forgotten_users_are_forgotten_in_redis_too(tmp_path: Path, redis: TestS
     pool = start(tmp_path, redis)
     with MemoryClient(pool, NAMESPACE) as client:
         save_all(client)
-        eventually(lambda: counts_in_tier(redis) == [ROWS_PER_USER] * NUM_USERS)
+        eventually(lambda: counts_in_tier(redis, pool) == [ROWS_PER_USER] * NUM_USERS)
         ShardLink(pool, 0).call("forget", 7, ROWS_PER_USER, timeout_s=DEADLINE_S)
         assert client.fetch(USERS[7:8], 1000).counts.tolist() == [0]
-        assert counts_in_tier(redis)[7] == 0
+        assert counts_in_tier(redis, pool)[7] == 0
         save_all(client)  # a replay
         assert client.fetch(USERS[7:8], 1000).counts.tolist() == [0]
     stop_pool(pool)
+
+
+def test_a_user_forgotten_while_redis_is_down_is_forgotten_there_later(
+    tmp_path: Path, redis: TestServer
+) -> None:
+    pool = start(tmp_path, redis)
+    with MemoryClient(pool, NAMESPACE) as client:
+        save_all(client)
+        eventually(lambda: counts_in_tier(redis, pool) == [ROWS_PER_USER] * NUM_USERS)
+        redis.pause()
+        with pytest.raises(DurableTierUnavailableError, match="forget the user again then"):
+            ShardLink(pool, 0).call("forget", 7, ROWS_PER_USER, timeout_s=DEADLINE_S)
+        assert client.fetch(USERS[7:8], 1000).counts.tolist() == [0]
+        redis.resume()
+        eventually(lambda: counts_in_tier(redis, pool)[7] == 0)
+    stop_pool(pool)
+
+
+def test_a_dropped_namespace_is_dropped_in_redis_too(tmp_path: Path, redis: TestServer) -> None:
+    pool = start(tmp_path, redis)
+    with MemoryClient(pool, NAMESPACE) as client:
+        save_all(client, 0, 20)
+        eventually(lambda: counts_in_tier(redis, pool) == [20] * NUM_USERS)
+        ShardLink(pool, 0).call("drop_namespace", NAMESPACE, timeout_s=DEADLINE_S)
+        assert counts_in_tier(redis, pool) == [0] * NUM_USERS
+        assert client.fetch(USERS, 1000).counts.tolist() == [0] * NUM_USERS
+    stop_pool(pool)
+
+
+def test_restored_rows_reach_redis(tmp_path: Path, redis: TestServer) -> None:
+    pool = start(tmp_path, redis)
+    _, rows = make_rows(0, 20)
+    with PoolMemory(pool) as memory:
+        save_all(memory.client(NAMESPACE), 20, 1)
+        eventually(lambda: counts_in_tier(redis, pool) == [1] * NUM_USERS)
+        memory.restore(NAMESPACE, UserRows(USERS, np.arange(0, len(rows) + 1, 20), rows))
+        eventually(lambda: counts_in_tier(redis, pool) == [21] * NUM_USERS)
+    stop_pool(pool)
+
+
+def test_pools_of_two_homes_share_a_redis(tmp_path: Path, redis: TestServer) -> None:
+    first, second = start(tmp_path / "first", redis), start(tmp_path / "second", redis)
+    assert connect_pool(first.home).tier_name == first.tier_name != second.tier_name
+    with MemoryClient(first, NAMESPACE) as client:
+        save_all(client, 0, 20)
+        eventually(lambda: counts_in_tier(redis, first) == [20] * NUM_USERS)
+    assert counts_in_tier(redis, second) == [0] * NUM_USERS
+    stop_pool(first)
+    stop_pool(second)
+    again = start_pool(first.home)
+    assert again.tier_name == first.tier_name
+    stop_pool(again)
 
 
 def test_evicted_users_are_found_after_their_bucket_moved(

@@ -198,6 +198,23 @@ def test_forgotten_users_stay_forgotten_when_their_bucket_moves(
     assert (found.of(user)["timestamp_ms"] > 2000).all()
 
 
+def test_clients_that_did_not_look_follow_when_a_shard_is_retired(
+    pool: PoolInfo, clients: ExitStack
+) -> None:
+    client = clients.enter_context(MemoryClient(pool, NAMESPACE, watch_interval_s=10**6))
+    client.save(*make_rows(4000)).wait(DEADLINE_S)
+    for reader in client._reads.readers:
+        reader._node_id = "another"
+        reader.close()
+    rebalance(pool, 1)
+    assert client._routes.placement.num_shards == 2
+    assert len(client.fetch(USERS, 10**6).rows) == 4000
+    late = clients.enter_context(MemoryClient(pool, NAMESPACE, watch_interval_s=10**6))
+    late._routes._placement = pool.placement  # as it was
+    late.save(*make_rows(4000, 4000)).wait(late._saves._deadline_s / 2)
+    assert_holds(pool, 8000)
+
+
 def test_only_one_rebalance_runs_at_a_time(pool: PoolInfo) -> None:
     refused: list[BaseException] = []
 

@@ -21,6 +21,7 @@ from cache_actors.pool.errors import MemoryUnavailable
 from cache_actors.pool.leader_link import LeaderLink
 from cache_actors.pool.lifecycle import describe_pool, start_pool, stop_pool
 from cache_actors.pool.rebalance import rebalance
+from cache_actors.pool.shard_actors import is_registered
 from cache_actors.pool.shard_info import ShardInfo
 from cache_actors.pool.shard_link import PoolInfo, ShardLink
 from cache_actors.store.mapped_shard import MappedShard
@@ -177,6 +178,14 @@ def test_a_replica_that_lost_its_files_is_filled_by_its_peer(
     assert anew.generation != lost.generation
     assert not anew.leads
     assert_replicas_equal(pool, 1500)
+
+
+def test_a_leader_makes_no_peer_anew_while_its_shard_stops(pool: PoolInfo) -> None:
+    for info in describe_pool(pool):
+        if info.leads:
+            os.kill(info.pid, signal.SIGKILL)
+    stop_pool(pool)
+    assert not any(is_registered(pool, s, r) for s in range(2) for r in range(2))
 
 
 def test_a_former_leader_is_refused(pool: PoolInfo, clients: ExitStack) -> None:

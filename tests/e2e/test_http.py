@@ -14,11 +14,11 @@ from serving_models import NAMESPACE, NUM_ITEMS, publish_all, publish_model, som
 from app.args import AppArgs
 from app.build import RAY_NAMESPACE, build_app
 from app.schemas import MAX_EVENTS
-from cache_actors.pool.client import MemoryClient
 from cache_actors.event_log.catalog import append_items
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
 from cache_actors.log_writer import stop_log_writer
+from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import connect_pool, stop_pool
 from cache_actors.registry import ModelRegistry
 from marm.memory import RAW_STEP
@@ -256,6 +256,12 @@ def test_a_chunked_body_is_limited_too(http):
     chunks = (b" " * 10_000 for _ in range(MAX_BODY_BYTES // 10_000 + 1))
     response = http.post("/feedback", content=chunks, headers={"content-type": "application/json"})
     assert response.status_code == 413
+
+
+def test_health_shows_the_memory_pool(http):
+    memory = http.get("/healthz").json()["memory"]
+    assert memory["shards"] == memory["answering"] == memory["warm"] > 0
+    assert (memory["pool"], memory["problem"]) == ("default", "")
 
 
 def test_docs_and_request_ids(http):

@@ -12,12 +12,14 @@ from app.cli.memory.rebalance import rebalance_command
 from app.cli.memory.rebuild import rebuild_command
 from app.cli.memory.snapshot import restore_command, snapshot_command
 from app.cli.memory.status import status_command
+from app.cli.memory.stop import stop_command
 
 memory_app = typer.Typer(
     help="The memory pool: look at it, move it, copy it, refresh it, and forget users.",
     no_args_is_help=True,
 )
 memory_app.command("status")(status_command)
+memory_app.command("stop")(stop_command)
 memory_app.command("plan")(plan_command)
 memory_app.command("snapshot")(snapshot_command)
 memory_app.command("restore")(restore_command)

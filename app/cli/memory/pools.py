@@ -9,24 +9,25 @@ from typing import Annotated
 
 import typer
 
-from app.build import RAY_NAMESPACE
+from app.build import RAY_NAMESPACE, start_memory
 from app.cli.session import ray_session
+from app.memory_args import PoolSettings
 from cache_actors.home import Home
 from cache_actors.pool.config import PoolConfig
-from cache_actors.pool.lifecycle import start_pool
 from cache_actors.pool.placement import Placement
 from cache_actors.pool.shard_link import PoolInfo
 from cache_actors.transfer.pool_memory import PoolMemory
 
 PoolOption = Annotated[str, typer.Option("--pool", help="Name of the pool, as in serve_config.")]
 DEFAULT_POOL = "default"
+AS_STORED = PoolSettings()
 
 
 @contextmanager
 def opened_pool(
-    home: Home, name: str, address: str | None, num_shards: int | None = None
+    home: Home, name: str, address: str | None, settings: PoolSettings = AS_STORED
 ) -> Iterator[PoolMemory]:
-    """The pool of a home that exists, started if it does not run.
+    """The pool of a home that exists, started if it does not run: as it was, or with ``settings``.
 
     A pool that was started on a cluster of the command's own ends with it; its rows stay.
     """
@@ -37,7 +38,7 @@ def opened_pool(
         )
     with ExitStack() as stack:
         stack.enter_context(ray_session(address))
-        pool = start_pool(home, num_shards, RAY_NAMESPACE, name)
+        pool = start_memory(home, settings, name)
         yield stack.enter_context(PoolMemory(pool))
 
 

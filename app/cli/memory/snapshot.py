@@ -9,7 +9,14 @@ import typer
 
 from app.cli.memory.plan import show_bytes
 from app.cli.memory.pools import DEFAULT_POOL, PoolOption, opened_pool, pool_directory
-from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption, ShardsOption
+from app.cli.memory.settings import read_memory_args
+from app.cli.options import (
+    DEFAULT_HOME,
+    AddressOption,
+    HomeOption,
+    MemoryFileOption,
+    ShardsOption,
+)
 from app.cli.session import console, progress_bar, to_json
 from cache_actors.home import Home
 from cache_actors.transfer.manifest import Manifest
@@ -46,6 +53,7 @@ def restore_command(
     url: Annotated[str | None, typer.Argument(help="What `snapshot` was given.")] = None,
     home: HomeOption = DEFAULT_HOME,
     pool: PoolOption = DEFAULT_POOL,
+    memory_file: MemoryFileOption = None,
     shards: ShardsOption = None,
     abandon: Annotated[
         bool, typer.Option("--abandon", help="Wait no more for a restore that was broken off.")
@@ -64,10 +72,11 @@ def restore_command(
         given_up = abandon_restore(pool_directory(target, pool))
         typer.echo(to_json({"abandoned": None if given_up is None else asdict(given_up)}))
         return
+    settings = read_memory_args(memory_file, shards=shards)
     found = open_snapshot(url)  # refuses before anything is started
     target.create()
     with (
-        opened_pool(target, pool, address, shards) as memory,
+        opened_pool(target, pool, address, settings) as memory,
         restoring(memory.pool.directory, url) as restored_rows,
         progress_bar() as bars,
     ):

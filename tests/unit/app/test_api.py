@@ -15,6 +15,7 @@ from app.ab import arm_table
 from app.api import create_api, single_or_batch
 from app.args import AppArgs
 from app.feedback import FeedbackService
+from app.schemas import MemoryHealth
 from app.service import Service
 from cache_actors.event_log.log import EventLog
 from cache_actors.group_commit import CommitQueue, GroupCommitter, RecentReports
@@ -113,6 +114,18 @@ def test_feedback_changes_the_next_answer(edge):
     assert watched not in [item["item_id"] for item in second["items"]]
     assert second["stages"]["ranking"]["rows"] == {"raw": 1, "memorised": 0}
     assert second["stages"]["retrieval"]["source"] == "retrieval"
+
+
+def test_health_tells_of_the_memory(edge):
+    said = MemoryHealth(pool="default", shards=2, answering=2, warm=1, problem="")
+    edge.service._memory_health = lambda: said
+    health = edge.request("GET", "/healthz").json()
+    assert (health["status"], health["memory"]) == ("ready", said.model_dump())
+    lost = said.model_copy(update={"answering": 1, "problem": "1 of 2 memory shards do not answer"})
+    edge.service._memory_health = lambda: lost
+    health = edge.request("GET", "/healthz")
+    assert (health.status_code, health.json()["status"]) == (200, "degraded")
+    assert health.json()["reason"] == lost.problem
 
 
 def test_health_follows_the_models(edge, tmp_path):

@@ -60,6 +60,8 @@ def test_what_decides_where_rows_are_may_not_change(tmp_path: Path, change: dict
         ({"replicas": 3}, "replicas must be 1 or 2"),
         ({"durability": "galaxy"}, "durability must be one of"),
         ({"local_dir": Path("here")}, "absolute path"),
+        ({"redis_url": "http://host"}, "redis://"),
+        ({"redis_url": "redis://host:port"}, "a Redis URL needs"),
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict, message: str) -> None:

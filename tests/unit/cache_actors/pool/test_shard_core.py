@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_actors.pool import shard_core
+from cache_actors.pool import replica_set, shard_core
 from cache_actors.pool.changes import Change, UsersForgotten
 from cache_actors.pool.errors import HandoverLostError, MemoryUnavailable, NotLeaderError
 from cache_actors.pool.replica_set import Member, ReplicaRecord
@@ -88,6 +89,11 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
         core.store.close()
 
 
+@pytest.fixture
+def readers_rely_on_records(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_core, "READER_LEASE_S", replica_set.READER_LEASE_S)
+
+
 def content(core: ShardCore) -> bytes:
     found = core.store.open(NAMESPACE).fetch(USERS, 1000)
     return found.offsets.tobytes() + found.rows.tobytes()
@@ -135,6 +141,56 @@ def test_a_leader_that_was_replaced_acknowledges_nothing(pool: Pool) -> None:
     first.record.current()
     pool.join(second, first)
     assert content(first) == content(second)
+
+
+@pytest.mark.usefixtures("readers_rely_on_records")
+def test_a_new_leader_acknowledges_nothing_while_the_former_one_is_read(pool: Pool) -> None:
+    first, second = pool.start(0, 0), pool.start(0, 1)
+    pool.join(first, second)
+    pool.down.add((0, 0))
+    reader = ReplicaRecord(pool.home / "record-0")
+    assert reader.current().replicas == (0, 1)
+    take_lead(second, second.record.current())
+    second.save(NAMESPACE, *make_rows(1))
+    assert reader.recent().replicas == (1,)
+
+
+@pytest.mark.usefixtures("readers_rely_on_records")
+def test_a_leader_that_was_restarted_waits_for_readers_too(pool: Pool) -> None:
+    first, second = pool.start(0, 0), pool.start(0, 1)
+    pool.join(first, second)
+    pool.down.add((0, 0))
+    reader = ReplicaRecord(pool.home / "record-0")
+    assert reader.current().replicas == (0, 1)
+    take_lead(second, second.record.current())
+    second.store.close()
+    second = pool.start(0, 1)
+    second.save(NAMESPACE, *make_rows(1))
+    assert reader.recent().replicas == (1,)
+
+
+@pytest.mark.usefixtures("readers_rely_on_records")
+def test_nothing_is_acknowledged_while_a_member_that_is_out_is_read(pool: Pool) -> None:
+    first, second = pool.start(0, 0), pool.start(0, 1)
+    pool.join(first, second)
+    pool.down.add((0, 1))
+    reader = ReplicaRecord(pool.home / "record-0")
+    assert reader.current().replicas == (0, 1)
+    first.save(NAMESPACE, *make_rows(1))
+    assert reader.recent().replicas == (0,)
+
+
+@pytest.mark.usefixtures("readers_rely_on_records")
+def test_nothing_is_acknowledged_while_a_store_that_was_lost_is_read(pool: Pool) -> None:
+    first, second = pool.start(0, 0), pool.start(0, 1)
+    pool.join(first, second)
+    second.store.close()
+    shutil.rmtree(pool.home / "0-1")
+    reader = ReplicaRecord(pool.home / "record-0")
+    assert reader.current().replicas == (0, 1)
+    pool.start(0, 1)
+    first.save(NAMESPACE, *make_rows(1))
+    assert reader.recent().replicas == (0,)
 
 
 def test_a_store_that_was_replaced_is_no_member(pool: Pool) -> None:

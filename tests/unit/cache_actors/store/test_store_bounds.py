@@ -14,7 +14,7 @@ from cache_actors.store.errors import MemoryFullError
 from cache_actors.store.limits import StoreLimits
 from cache_actors.store.lookup import UserState
 from cache_actors.store.mapped_shard import MappedShard
-from cache_actors.store.shard_store import ShardStore
+from cache_actors.store.shard_store import COLD_MARK, ShardStore
 from marm.memory import Namespace, UserRows
 
 NAMESPACE = Namespace(depth=4, dim=64)
@@ -132,10 +132,12 @@ def test_readers_see_only_whole_rows_while_users_are_evicted(
     other_process.submit(read_until, store.directory, stop).result(60)  # it has started
     stop.unlink()
     reading = other_process.submit(read_until, store.directory, stop)
-    for user in range(1500):
-        save_user(store, user % 900)
-        assert directory_bytes(store.directory) <= BUDGET
-    stop.touch()
+    try:
+        for user in range(1500):
+            save_user(store, user % 900)
+            assert directory_bytes(store.directory) <= BUDGET
+    finally:
+        stop.touch()
     _, proven = reading.result(60)
     assert proven
 
@@ -305,4 +307,18 @@ def test_a_lower_limit_of_rows_hides_the_others(open_store: OpenStore) -> None:
     for start in range(10):
         store.save(NAMESPACE, *series(NAMESPACE, 3, 40, start_ms=10**6 + start * 120))
     chunk = store.open(NAMESPACE).allocator.chunk_rows
-    assert store.open(NAMESPACE).stats().rows <= 3 * (7 + chunk)
+    assert store.open(NAMESPACE).stats().rows <= 3 * (7 + 2 * chunk)  # whole extents go
+
+
+def test_the_budget_holds_with_very_many_small_users(open_store: OpenStore) -> None:
+    """Records of evicted users take room too: they are forgotten before they take too much."""
+    store = open_store(limits=StoreLimits(max_bytes=BUDGET))
+    store.track_unsaved = True
+    for first in range(0, 100_000, 1_000):
+        users = np.arange(first, first + 1_000)
+        store.save(SMALL, users, proven_rows(SMALL, users, np.zeros(1_000, np.int64)))
+    assert directory_bytes(store.directory) <= BUDGET * 1.05
+    assert (store.directory / COLD_MARK).exists()
+    newest = store.open(SMALL).lookup(np.arange(99_000, 100_000), 10)
+    assert (newest.state == UserState.FOUND).all()
+    assert are_proven(SMALL, newest.rows)
