@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from cache_actors.pool.client import MemoryClient
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
+from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import start_pool, stop_pool
 from cache_actors.pool.shard_link import PoolInfo
 from marm.config import ModelConfig

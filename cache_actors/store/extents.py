@@ -37,11 +37,11 @@ def extent_counts(
     rows: NDArray[np.int64], chunk: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How the rows of users are cut into extents: rows of each extent, user after user, and how
-    many extents each user gets. What is left of whole chunks becomes one extent, or two where the
-    next power of two would be a quarter empty or more."""
+    many extents each user gets. What is left of whole chunks becomes one extent, or two where that
+    saves much: a long history that comes at once would leave half a chunk empty else."""
     full, rest = rows // chunk, rows % chunk
     power = np.where(rest > 0, 1 << np.maximum(np.frexp(rest)[1].astype(np.int64) - 1, 0), 0)
-    is_split = (rest > power) & (rest - power <= power // 2)
+    is_split = (full > 0) & (power >= chunk // 2) & (rest > power) & (rest - power <= power // 2)
     num_extents = full + (rest > 0) + is_split
     counts = np.full(int(num_extents.sum()), chunk)
     end = np.cumsum(num_extents) - 1

@@ -78,6 +78,8 @@ class NamespaceStore:
         self._env = env
         self._directory = directory
         self._namespace = namespace
+        self._row_dtype = namespace.row_dtype
+        self._is_plain = namespace.stored_dtype == namespace.row_dtype
         self._index = env.table(b"index/" + namespace.name.encode())
         self._facts = env.table(b"facts")
         self._rules_key = b"rules/" + namespace.name.encode()
@@ -149,7 +151,7 @@ class NamespaceStore:
         The cheapest read there is: no memory is allocated. Damaged rows make it 0; `lookup` tells
         them from a user without rows.
         """
-        if out.dtype != self._namespace.row_dtype or out.ndim != 1 or not out.flags.c_contiguous:
+        if out.dtype != self._row_dtype or out.ndim != 1 or not out.flags.c_contiguous:
             raise NamespaceMismatchError.of("the array to read into", self._namespace, out.dtype)
         if n < 0 or n > len(out):
             raise ValueError(f"n must be between 0 and the {len(out)} rows of out, got {n}")
@@ -285,12 +287,11 @@ class NamespaceStore:
         if rules.ttl_s is not None and (words[3] >> 32) + rules.ttl_s < int(time.time()):
             return 0
         runs, count = find_one(words, user_id, n, None, file, rules.max_rows_per_user)
-        is_plain = self._namespace.stored_dtype == out.dtype
-        stored = out[:count] if is_plain else np.empty(count, self._namespace.stored_dtype)
+        stored = out[:count] if self._is_plain else np.empty(count, self._namespace.stored_dtype)
         data = stored.view(np.uint8).data
         if not are_sound(data, count, copy_runs(runs, count, file, data), user_id):
             return 0
-        if not is_plain:
+        if not self._is_plain:
             decode_into(self._namespace, stored, out[:count])
         return count
 

@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 from cache_actors.store.errors import NamespaceMismatchError
 from marm.memory import Namespace
 
-_EXPONENTS = {2: (np.uint16, np.uint16(0x7C00)), 4: (np.uint32, np.uint32(0x7F800000))}
+_EXPONENTS = {
+    2: (np.uint16, 0x7C00, np.uint16(0x7FFF)),
+    4: (np.uint32, 0x7F800000, np.uint32(0x7FFFFFFF)),
+}
 
 
 def check_rows(namespace: Namespace, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> None:
@@ -23,8 +26,8 @@ def check_rows(namespace: Namespace, user_ids: NDArray[np.int64], rows: NDArray[
     if not memory.size:
         return
     # All exponent bits set is infinite or not a number; far cheaper than isfinite on float16.
-    bits, exponent = _EXPONENTS[memory.dtype.itemsize]
-    if ((memory.view(bits) & exponent) == exponent).any():
+    bits, exponent, magnitude = _EXPONENTS[memory.dtype.itemsize]
+    if (memory.view(bits) & magnitude).max() >= exponent:
         bad = np.flatnonzero(~np.isfinite(memory).all(axis=(1, 2)))
         raise ValueError(
             f"memory vectors must be finite, but {len(bad)} of {len(rows)} rows are not, the first "

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cache_actors.store.errors import MemoryFullError, MemoryStoreAbsentError, MemoryStoreError
 from cache_actors.store.records import CHECK, WORD_BYTES
 
-_GROWTH_SHARE = 16
+_GROWTH_SHARE = 32
 _BLOCK_BYTES = 512
 _MIN_GROWTH_BYTES, _MAX_GROWTH_BYTES = 1 << 18, 64 << 20
 
