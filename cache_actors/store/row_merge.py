@@ -41,7 +41,10 @@ def expand_runs(start: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[n
 
 def sort_rows(user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> NDArray[np.int64]:
     """The order by user, time and event key; rows of one event stay in order of arrival."""
-    return np.lexsort((rows["event_key"], rows["timestamp_ms"], user_ids))
+    times = np.ascontiguousarray(rows["timestamp_ms"])
+    if (times[1:] > times[:-1]).all():  # a stream in time order
+        return np.argsort(user_ids, kind="stable")
+    return np.lexsort((rows["event_key"], times, user_ids))
 
 
 def repeats_previous(run: NDArray[np.int64], rows: NDArray[np.void]) -> NDArray[np.bool_]:
