@@ -108,6 +108,11 @@ def test_a_memory_is_governed(
     assert (held(status, "rows"), held(status, "users")) == (NUM_EVENTS, users)
     assert status["restore"]["rows"] == NUM_EVENTS
 
+    small = marm("memory", "convert", "--dtype", "int8", *new)
+    assert small["rows_written"] == small["rows"] == NUM_EVENTS
+    again = ("--namespace", small["source"], *new)
+    assert marm("memory", "convert", "--dtype", "int8", *again)["rows_written"] == 0
+
     mine = len(user_events(EventLog(home.log), USER))
     assert mine > 0
     exported = marm("memory", "export", str(USER), "-o", str(tmp_path / "user.jsonl"), *at_home)

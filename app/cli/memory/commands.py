@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from app.cli.memory.audit import audit_command
+from app.cli.memory.convert import convert_command
 from app.cli.memory.export import export_command
 from app.cli.memory.forget import forget_command
 from app.cli.memory.plan import plan_command
@@ -26,5 +27,6 @@ memory_app.command("restore")(restore_command)
 memory_app.command("rebalance")(rebalance_command)
 memory_app.command("rebuild")(rebuild_command)
 memory_app.command("audit")(audit_command)
+memory_app.command("convert")(convert_command)
 memory_app.command("forget")(forget_command)
 memory_app.command("export")(export_command)
