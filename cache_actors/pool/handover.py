@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_actors.pool.changes import Change, LeftToTier, NamespaceOpened, RowsSaved, UsersForgotten
-from cache_actors.store.lookup import UserState
+from cache_actors.store.lookup import ALL_ROWS, UserState
 from cache_actors.store.shard_store import ShardStore
 from marm.addressing import NUM_BUCKETS
 from marm.memory import Namespace
@@ -22,7 +22,6 @@ from marm.memory import Namespace
 _CHUNK_BYTES = 4 << 20
 _FIRST_CHUNK_USERS = 64
 _MAX_CHUNK_USERS = 4096
-_ALL_ROWS = np.iinfo(np.int32).max
 
 Send = Callable[[Change], None]
 Recall = Callable[[Namespace, NDArray[np.int64]], None]
@@ -86,14 +85,14 @@ class Handover:
 
     def _copy(self, user_ids: NDArray[np.int64]) -> int:
         store = self._store.open(self._namespace)
-        found = store.lookup(user_ids, _ALL_ROWS)
+        found = store.lookup(user_ids, ALL_ROWS)
         evicted = found.state == UserState.EVICTED
         in_part = evicted & (found.rows.counts > 0)
         if (evicted & ~in_part).any():
             self.send(LeftToTier())
         if in_part.any():
             self._recall(self._namespace, user_ids[in_part])
-            found = store.lookup(user_ids, _ALL_ROWS)
+            found = store.lookup(user_ids, ALL_ROWS)
         rows = found.rows
         if len(rows.rows):
             owners = np.repeat(user_ids, rows.counts)

@@ -10,7 +10,7 @@ reader is gone, the rule by which LMDB reuses its own pages.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +155,27 @@ class ExtentAllocator:
             start &= buddy
             size_class += 1
         self._free[size_class].add(start)
+
+
+def fresh_extents(
+    allocator: ExtentAllocator,
+    grow: Callable[[int], None],
+    counts: Sequence[int],
+    needs_more: Sequence[bool],
+) -> list[int]:
+    """Extents with room for ``counts`` rows each, which they count as theirs. The end of a long
+    history will grow soon, so where ``needs_more`` there is room behind. ``grow(places)`` makes the
+    file larger or raises."""
+    fresh = []
+    for count, is_end in zip(counts, needs_more, strict=True):
+        size_class = max(class_for(count), allocator.room_to_grow if is_end else 0)
+        extent = allocator.take(size_class)
+        if extent is None:
+            grow(allocator.chunk_rows)
+            extent = allocator.take(size_class)
+            assert extent is not None
+        fresh.append(extent + count)
+    return fresh
 
 
 def _aligned_runs(taken: NDArray[np.bool_], top: int) -> Iterable[int]:

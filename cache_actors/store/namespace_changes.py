@@ -25,7 +25,6 @@ from cache_actors.store.records import (
     Record,
     RecordBatch,
     record_key,
-    record_keys,
     record_words,
     user_of_key,
 )
@@ -58,11 +57,6 @@ class NamespaceChanges:
     limits: StoreLimits
     grow: Callable[[int], None]
 
-    def batch(self, transaction: Any, user_ids: NDArray[np.int64]) -> RecordBatch:
-        """Records of users."""
-        get, index = transaction.get, self.index
-        return RecordBatch.of([get(key, None, index) for key in record_keys(user_ids)], user_ids)
-
     def _writer(self) -> RowWriter:
         return RowWriter(self.file, self.allocator, self.limits.max_rows_per_user, self.grow)
 
@@ -75,7 +69,7 @@ class NamespaceChanges:
         self, new: SortedRows, flags: int, newest_step: int, num_forgotten: int, transaction: Any
     ) -> None:
         """Save rows; ``flags`` are set on their users."""
-        batch = self.batch(transaction, new.user_ids)
+        batch = RecordBatch.read(transaction, self.index, new.user_ids)
         now_s = int(time.time())
         expired = np.zeros(len(new.user_ids), np.bool_)
         if self.limits.ttl_s is not None:
@@ -90,7 +84,7 @@ class NamespaceChanges:
 
     def restore(self, older: SortedRows, transaction: Any) -> None:
         """Add older rows; stored ones win."""
-        batch = self.batch(transaction, older.user_ids)
+        batch = RecordBatch.read(transaction, self.index, older.user_ids)
         effect = self._writer().restore(batch, older, int(time.time()))
         self._put(transaction, effect)
         self._put_counters(transaction, self._counters(transaction), effect)
@@ -172,7 +166,7 @@ class NamespaceChanges:
 
     def repair(self, user_ids: NDArray[np.int64], transaction: Any) -> int:
         """Drop damaged rows; how many there were."""
-        batch = self.batch(transaction, user_ids)
+        batch = RecordBatch.read(transaction, self.index, user_ids)
         effect = self._writer().repair(batch, user_ids, int(time.time()))
         self._put(transaction, effect)
         self._put_counters(transaction, self._counters(transaction), effect)

@@ -21,7 +21,6 @@ from cache_actors.store.records import (
     WORD_BYTES,
     RecordBatch,
     record_key,
-    record_keys,
     record_words,
     users_of_keys,
 )
@@ -226,10 +225,6 @@ class NamespaceStore:
             return fresh, file
         return rules, file
 
-    def _batch(self, transaction: Any, user_ids: NDArray[np.int64]) -> RecordBatch:
-        get, index = transaction.get, self._index
-        return RecordBatch.of([get(key, None, index) for key in record_keys(user_ids)], user_ids)
-
     def _gather_columns(
         self,
         user_ids: NDArray[np.int64],
@@ -238,7 +233,7 @@ class NamespaceStore:
         transaction: Any,
     ) -> Gathered:
         rules, file = self._rules(transaction)
-        batch = self._batch(transaction, user_ids)
+        batch = RecordBatch.read(transaction, self._index, user_ids)
         return gather_batch(batch, user_ids, n, before_ms, file, rules, int(time.time()))
 
     def _gather_one_by_one(
@@ -249,7 +244,7 @@ class NamespaceStore:
         transaction: Any,
     ) -> Gathered:
         rules, file = self._rules(transaction)
-        batch = self._batch(transaction, user_ids)
+        batch = RecordBatch.read(transaction, self._index, user_ids)
         state = user_states(batch, user_ids, rules, int(time.time()))
         readable = state_gives_rows(state).tolist()
         times: Sequence[int | None] = [None] * len(readable)

@@ -23,6 +23,7 @@ from cache_actors.store.namespace_store import NamespaceStore
 from cache_actors.store.recency import Recency
 from cache_actors.store.records import (
     Flag,
+    RecordBatch,
     record_key,
     record_keys,
     users_of_keys,
@@ -167,7 +168,7 @@ class NamespaceWriter(NamespaceStore):
         """Some users whose newest change the durable tier does not have, longest waiting first."""
         users = np.array(list(self._unsaved)[:max_users], np.int64)
         # The versions are read first: a change in between makes `mark_saved` leave the user alone.
-        versions = self._env.read(lambda t: self._batch(t, users).version)
+        versions = self._env.read(lambda t: RecordBatch.read(t, self._index, users).version)
         return Unsaved(self.fetch(users, ALL_ROWS), versions)
 
     @property

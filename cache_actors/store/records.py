@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +190,12 @@ class RecordBatch:
         batch = RecordBatch.of(kept, user_ids)
         damaged = broken | batch.damaged
         return RecordBatch(batch.words, batch.starts, batch.absent & ~damaged, damaged)
+
+    @staticmethod
+    def read(transaction: Any, index: Any, user_ids: NDArray[np.int64]) -> RecordBatch:
+        """The records that a table has of ``user_ids``."""
+        get = transaction.get
+        return RecordBatch.of([get(key, None, index) for key in record_keys(user_ids)], user_ids)
 
     @property
     def newest_ms(self) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.store.extents import ExtentAllocator, class_for, extent_counts
+from cache_actors.store.extents import ExtentAllocator, extent_counts, fresh_extents
 from cache_actors.store.records import (
     CHECK,
     CLASS_MASK,
@@ -115,7 +115,8 @@ class RowAppender:
         counts, num_extents = extent_counts(total, chunk)
         needs_more = np.zeros(len(counts), np.bool_)
         needs_more[np.cumsum(num_extents) - 1] = batch.num_extents[users] + num_extents > 2
-        extents = self._take(counts, needs_more)
+        fresh = fresh_extents(self.allocator, self.grow, counts.tolist(), needs_more.tolist())
+        extents = np.array(fresh, np.uint64)
         start = (extents >> np.uint64(START_SHIFT)).astype(np.int64)
         places = expand_runs(start, counts)  # of all rows, user after user
         offset = np.cumsum(total) - total
@@ -133,21 +134,6 @@ class RowAppender:
         if len(users) < len(new.user_ids):
             rows = opaque(rows).take(expand_runs(new.starts[users], counts)).view(rows.dtype)
         self.file.write(places, rows, np.repeat(new.user_ids[users], counts))
-
-    def _take(self, counts: NDArray[np.int64], needs_more: NDArray[np.bool_]) -> NDArray[np.uint64]:
-        """Fresh extents with room for ``counts`` rows, which they count as theirs. The end of a
-        long history will grow soon, so it gets more room."""
-        least = self.allocator.room_to_grow
-        taken = []
-        for count, is_end in zip(counts.tolist(), needs_more.tolist(), strict=True):
-            size_class = max(class_for(count), least if is_end else 0)
-            extent = self.allocator.take(size_class)
-            if extent is None:
-                self.grow(self.allocator.chunk_rows)
-                extent = self.allocator.take(size_class)
-                assert extent is not None
-            taken.append(extent + count)
-        return np.array(taken, np.uint64)
 
     def _move(
         self, start: NDArray[np.int64], count: NDArray[np.int64], places: NDArray[np.int64]

@@ -172,11 +172,7 @@ class RowFile:
         )
 
 
-def row_sums(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Sum of the words of each row, ``[R]``, modulo 2 ** 64."""
-    return np.einsum("ij->i", words)  # several times faster than sum(axis=1)
-
-
 def row_checks(words: NDArray[np.uint64], user_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The check word of each row: with it, a row's words add up to `CHECK` plus its user's id."""
-    return np.uint64(CHECK) + user_ids.view(np.uint64) - row_sums(words)
+    sums = np.einsum("ij->i", words)  # several times faster than sum(axis=1)
+    return np.uint64(CHECK) + user_ids.view(np.uint64) - sums

@@ -22,7 +22,7 @@ from cache_actors.store.records import (
     Flag,
     RecordBatch,
 )
-from cache_actors.store.row_file import MappedRows, RowFile, row_sums
+from cache_actors.store.row_file import MappedRows, RowFile, row_checks
 from cache_actors.store.row_merge import expand_runs
 from cache_actors.store.rules import ReadRules
 from marm.addressing import user_bucket
@@ -209,8 +209,8 @@ def rows_before(
         border.append(starts[last] + split - 1)
         if split < counts[last]:
             border[0:-1] = [starts[last] + split]
-    sums = row_sums(mapped.words[border]) + mapped.checks[border]
-    if (sums != np.uint64((CHECK + user_id) & _WORD_MASK)).any():
+    expected = row_checks(mapped.words[border], np.array([user_id], np.int64))
+    if (mapped.checks[border] != expected).any():
         raise DamagedBorderError
     return older
 
@@ -226,8 +226,7 @@ def _checked(
     if _are_all_sound(rows, checks, counts, user_ids):
         return Gathered(rows, counts, state)
     words = rows.view(np.uint64).reshape(len(rows), -1)
-    salt = np.repeat(user_ids.view(np.uint64) + np.uint64(CHECK), counts)
-    sound = row_sums(words) + checks == salt
+    sound = row_checks(words, np.repeat(user_ids, counts)) == checks
     owner = np.repeat(np.arange(len(user_ids)), counts)
     state = state.copy()
     state[owner[~sound]] = UserState.DAMAGED

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_actors.store.extents import ExtentAllocator, class_for, extent_counts
+from cache_actors.store.extents import ExtentAllocator, extent_counts, fresh_extents
 from cache_actors.store.records import (
-    CHECK,
     COUNT_MASK,
     START_SHIFT,
+    WORD_BYTES,
     Flag,
     Record,
     RecordBatch,
@@ -26,11 +26,9 @@ from cache_actors.store.records import (
     record_keys,
 )
 from cache_actors.store.row_appends import RowAppender
-from cache_actors.store.row_file import RowFile, row_sums
+from cache_actors.store.row_file import RowFile, row_checks
 from cache_actors.store.row_merge import SortedRows, expand_runs, opaque, upsert_runs
 from cache_actors.store.write_effect import WriteEffect
-
-_WORD_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -178,8 +176,8 @@ class RowWriter:
         """Time and key of the first row of each extent; None if one of them is damaged."""
         starts = np.array(list(map(extent_start, extents)), np.int64)
         mapped = self.file.mapped
-        sums = row_sums(mapped.words[starts]) + mapped.checks[starts]
-        if (sums != np.uint64((CHECK + user_id) & _WORD_MASK)).any():
+        expected = row_checks(mapped.words[starts], np.array([user_id], np.int64))
+        if (mapped.checks[starts] != expected).any():
             return None
         return list(zip(mapped.times[starts].tolist(), mapped.keys[starts].tolist(), strict=True))
 
@@ -197,15 +195,9 @@ class RowWriter:
         runs = np.repeat(run, count)
         mapped = self.file.mapped
         rows = mapped.opaque.take(places)
-        words = (
-            rows.view(np.uint64).reshape(len(rows), -1)
-            if len(rows)
-            else rows.view(np.uint64).reshape(0, 1)
-        )
+        words = rows.view(np.uint64).reshape(len(rows), self.file.row_bytes // WORD_BYTES)
         owner = user_ids[np.array([rewrite.index for rewrite in rewrites], np.int64)[runs]]
-        sound = row_sums(words) + mapped.checks.take(places) == np.uint64(CHECK) + owner.view(
-            np.uint64
-        )
+        sound = row_checks(words, owner) == mapped.checks.take(places)
         if not sound.all():
             effect.rows_damaged += int((~sound).sum())
             effect.incomplete.update(np.unique(runs[~sound]).tolist())
@@ -265,18 +257,9 @@ class RowWriter:
     def _place(self, count: int, will_grow: bool) -> list[int]:
         """Fresh extents for ``count`` rows, with room behind them where more will come soon."""
         sizes, _ = extent_counts(np.array([count]), self.allocator.chunk_rows)
-        fresh = []
-        for position, size in enumerate(sizes.tolist()):
-            size_class = class_for(size)
-            if will_grow and position == len(sizes) - 1:
-                size_class = max(size_class, self.allocator.room_to_grow)
-            extent = self.allocator.take(size_class)
-            if extent is None:
-                self.grow(self.allocator.chunk_rows)
-                extent = self.allocator.take(size_class)
-                assert extent is not None
-            fresh.append(extent + size)
-        return fresh
+        needs_more = [False] * len(sizes)
+        needs_more[-1:] = [will_grow] * len(needs_more[-1:])
+        return fresh_extents(self.allocator, self.grow, sizes.tolist(), needs_more)
 
     def _within_limit(self, extents: tuple[int, ...]) -> tuple[int, ...]:
         """Drop the oldest extents that lie wholly beyond the limit of rows; readers hide the

@@ -7,36 +7,27 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from event_stream import EVENT_NAMESPACE, event_rows
 
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import connect_pool, describe_pool, start_pool, stop_pool
 from cache_actors.pool.placement import BucketMove, PlacementError, load_placement
 from cache_actors.pool.rebalance import RebalanceRunningError, rebalance
 from cache_actors.pool.shard_link import PoolInfo, ShardLink
-from marm.memory import InProcessMemory, Namespace
+from marm.memory import InProcessMemory
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
-NAMESPACE = Namespace(dim=8)
+NAMESPACE = EVENT_NAMESPACE
 NUM_USERS = 400
 USERS = np.arange(NUM_USERS)
+make_rows = partial(event_rows, NUM_USERS)
 DEADLINE_S = 120.0
-
-
-def make_rows(count: int, start: int = 0, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``start..start + count`` of a fixed log of events; the same event is always the same."""
-    index = np.arange(start, start + count)
-    rows = np.zeros(count, NAMESPACE.row_dtype)
-    rows["timestamp_ms"] = index
-    rows["event_key"] = index
-    rows["item_id"] = index * 3
-    rows["written_step"] = step
-    rows["memory"] = 1
-    return index * 7 % NUM_USERS, rows
 
 
 @pytest.fixture

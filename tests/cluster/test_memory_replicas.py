@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from event_stream import EVENT_NAMESPACE, event_rows
 
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.config import PoolConfig
@@ -25,26 +27,15 @@ from cache_actors.pool.shard_actors import is_registered
 from cache_actors.pool.shard_info import ShardInfo
 from cache_actors.pool.shard_link import PoolInfo, ShardLink
 from cache_actors.store.mapped_shard import MappedShard
-from marm.memory import InProcessMemory, Namespace
+from marm.memory import InProcessMemory
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
-NAMESPACE = Namespace(dim=8)
+NAMESPACE = EVENT_NAMESPACE
 NUM_USERS = 60
 USERS = np.arange(NUM_USERS)
+make_rows = partial(event_rows, NUM_USERS)
 DEADLINE_S = 60.0
-
-
-def make_rows(count: int, start: int = 0, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``start..start + count`` of a fixed log of events; the same event is always the same."""
-    index = np.arange(start, start + count)
-    rows = np.zeros(count, NAMESPACE.row_dtype)
-    rows["timestamp_ms"] = index
-    rows["event_key"] = index
-    rows["item_id"] = index * 3
-    rows["written_step"] = step
-    rows["memory"] = 1
-    return index * 7 % NUM_USERS, rows
 
 
 @pytest.fixture

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from marm_command import marm_json
 
 from cache_actors.event_log.catalog import read_catalog
 from cache_actors.event_log.log import EventLog
@@ -30,16 +27,7 @@ NUM_USERS, NUM_MOVIES, NUM_RATINGS = 20, 40, 600
 
 def marm(*args: str) -> dict[str, Any]:
     """Runs `marm` on a cluster of its own; the JSON that it ends with."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from app.cli.main import cli; cli()", *args, "--address", "local"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return marm_json(*args, "--address", "local")
 
 
 def write_movielens(directory: Path) -> Path:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
+from marm_command import run_marm
 
-from app.build import RAY_NAMESPACE
 from app.cli.memory.pools import pool_directory
 from cache_actors.event_log.erase import user_events
 from cache_actors.event_log.log import EventLog
@@ -29,44 +25,12 @@ pytestmark = pytest.mark.cluster
 NUM_EVENTS, USER = 400, 3
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from app.cli.main import cli; cli()", *args],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
-        check=False,
-    )
-
-
-@pytest.fixture
-def address(ray_cluster: None) -> Iterator[str]:
-    """The session's cluster, on which pools stay between commands until the test is over."""
-    yield ray.get_runtime_context().gcs_address
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == RAY_NAMESPACE:
-            ray.kill(ray.get_actor(actor["name"], namespace=RAY_NAMESPACE))
-
-
-@pytest.fixture
-def marm(address: str) -> Callable[..., dict[str, Any]]:
-    """Runs `marm`; the JSON that it ends with."""
-
-    def call(*args: str) -> dict[str, Any]:
-        done = run(*args, "--address", address)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return call
-
-
 @pytest.fixture
 def home(tmp_path: Path, marm: Callable[..., dict[str, Any]]) -> Home:
     """A home with a log and a memory of every event in it."""
     path = tmp_path / "home"
     world = ["--users", "12", "--items", "40", "--events", str(NUM_EVENTS)]
-    done = run("world", *world, "--home", str(path))
+    done = run_marm("world", *world, "--home", str(path))
     assert done.returncode == 0, done.stderr
     settings = "--depth 1 --dim 8 --history 5 --shards 2 --stages ranking --batch-size 64"
     trained = marm("train", "--home", str(path), *settings.split())
@@ -138,7 +102,7 @@ def test_a_memory_is_governed(
 
 
 def refused(*args: str) -> str:
-    done = run("memory", *args)
+    done = run_marm("memory", *args)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     return done.stderr

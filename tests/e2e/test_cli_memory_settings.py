@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
+from marm_command import run_marm
 from redis_servers import TestServer, redis_server, wait_until
 
 from app.build import RAY_NAMESPACE
@@ -23,37 +20,6 @@ pytestmark = pytest.mark.cluster
 NUM_EVENTS = 300
 POOL = "tiered"
 TRAIN = ("--depth", "1", "--dim", "8", "--history", "5", "--stages", "ranking")
-
-
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from app.cli.main import cli; cli()", *args],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
-        check=False,
-    )
-
-
-@pytest.fixture
-def address(ray_cluster: None) -> Iterator[str]:
-    yield ray.get_runtime_context().gcs_address
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == RAY_NAMESPACE:
-            ray.kill(ray.get_actor(actor["name"], namespace=RAY_NAMESPACE))
-
-
-@pytest.fixture
-def marm(address: str) -> Callable[..., dict[str, Any]]:
-    """Runs `marm`; the JSON that it ends with."""
-
-    def call(*args: str) -> dict[str, Any]:
-        done = run(*args, "--address", address)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return call
 
 
 @pytest.fixture
@@ -79,7 +45,7 @@ def test_a_pool_keeps_its_redis_from_command_to_command(
     home = tmp_path / "home"
     at_home = ("--home", str(home))
     world = ("--users", "12", "--items", "40", "--events", str(NUM_EVENTS))
-    assert run("world", *world, *at_home).returncode == 0
+    assert run_marm("world", *world, *at_home).returncode == 0
 
     # `train` makes a pool with Redis, and writes to it.
     asked = write_settings(
@@ -102,7 +68,7 @@ def test_a_pool_keeps_its_redis_from_command_to_command(
 
     # Other settings are refused while it runs, in one line that shows no URL.
     bare = write_settings(tmp_path / "bare.yaml", redis_url=None)
-    refused = run("train", *at_home, *TRAIN, "--memory", bare, "--address", address)
+    refused = run_marm("train", *at_home, *TRAIN, "--memory", bare, "--address", address)
     assert refused.returncode == 1
     assert "runs with redis_url given (asked for: none); stop the pool first" in refused.stderr
     assert server.url not in refused.stderr
@@ -117,7 +83,7 @@ def test_a_pool_keeps_its_redis_from_command_to_command(
 
 
 def test_a_pool_that_never_was_cannot_be_stopped(tmp_path: Path) -> None:
-    done = run("memory", "stop", "--home", str(tmp_path / "home"))
+    done = run_marm("memory", "stop", "--home", str(tmp_path / "home"))
     assert done.returncode == 1
     assert "start the pool first" in done.stderr
     assert "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ from stored_rows import ALL, INT64, as_user_rows
 from cache_actors.store.limits import StoreLimits
 from cache_actors.store.lookup import UserState
 from cache_actors.store.namespace_writer import BucketMovedError, NamespaceWriter
-from cache_actors.store.records import HEAD_WORDS, extent_count, extent_start
+from cache_actors.store.records import HEAD_WORDS, RecordBatch, extent_count, extent_start
 from cache_actors.store.row_formats import as_read
 from cache_actors.store.shard_store import ShardStore
 from marm.addressing import NUM_BUCKETS, bucket_of_user, user_bucket
@@ -319,7 +319,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def flip(self, user: int, index: int, byte: int) -> None:
         held = self.held(user)
-        words = held._env.read(lambda t: held._batch(t, np.array([user]))).words_of(0)
+        users = np.array([user])
+        words = held._env.read(lambda t: RecordBatch.read(t, held._index, users)).words_of(0)
         for word in words[HEAD_WORDS:]:
             if index < extent_count(word):
                 break

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_actors.store.lookup import ALL_ROWS
 from marm.memory import RAW_STEP, Memory, UserRows
 from train.rebuild.histories import Histories
 
@@ -15,8 +16,6 @@ ABSENT_STEP = RAW_STEP - 1
 """Stands for the ``written_step`` of a row that the memory does not hold."""
 
 NO_ROW = -1
-
-_ALL_ROWS = 1_000_000
 
 
 class LayeredMemory(Memory, Protocol):
@@ -67,7 +66,7 @@ def fetch_stored(
     """Every row that ``memory`` holds of these users up to the ends of their histories, with the
     first ``layers`` layers (None: all)."""
     ends = histories.events.timestamp_ms[histories.offsets[1:] - 1]
-    return memory.fetch(histories.user_ids, _ALL_ROWS, ends + 1, layers=layers)
+    return memory.fetch(histories.user_ids, ALL_ROWS, ends + 1, layers=layers)
 
 
 def stored_position(stored: UserRows, histories: Histories) -> NDArray[np.int64]:
