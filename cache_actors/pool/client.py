@@ -51,7 +51,7 @@ class MemoryClient:
         staleness: StalenessBound = UNBOUNDED,
         read_timeout_s: float = 5.0,
         save_deadline_s: float = 120.0,
-        max_pending_saves: int = 16,
+        max_pending_saves: int = 32,
         watch_interval_s: float = 5.0,
     ) -> None:
         self._namespace = namespace

@@ -16,7 +16,7 @@ from cache_actors.pool.config import PoolConfig
 from cache_actors.pool.errors import MemoryUnavailable, NotLeaderError
 from cache_actors.pool.placement import Placement
 
-POOL_EPOCH = 2
+POOL_EPOCH = 3
 """Raise when the stored layout or the code of the shards changes: a detached actor goes on running
 the code it began with, and another epoch gets actors and directories of its own."""
 

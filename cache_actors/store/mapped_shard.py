@@ -12,7 +12,7 @@ from cache_actors.store.lmdb_environment import open_environment
 from cache_actors.store.namespace_store import NamespaceStore
 from marm.memory import Namespace
 
-STORE_FORMAT = 2
+STORE_FORMAT = 3
 """Version of the stored layout."""
 
 FORMAT_KEY = b"format"

@@ -30,7 +30,7 @@ from cache_actors.store.records import (
 )
 from cache_actors.store.row_file import RowFile
 from cache_actors.store.row_merge import SortedRows, opaque
-from cache_actors.store.row_reads import copy_runs, find_one
+from cache_actors.store.row_reads import copy_sound_runs, find_one
 from cache_actors.store.row_writes import RowWriter
 from cache_actors.store.store_scan import IndexScan
 from cache_actors.store.write_effect import WriteEffect
@@ -145,9 +145,8 @@ class NamespaceChanges:
             return 0
         words = record_words(value, user_id) or NO_WORDS
         runs, count = find_one(words, user_id, ALL_ROWS, None, self.file, None)
-        data = np.empty(count * self.file.row_bytes, np.uint8)
-        copy_runs(runs, count, self.file, data.data)
-        rows = data.view(self.file.dtype)
+        rows = np.empty(count, self.file.dtype)
+        copy_sound_runs(runs, self.file, rows.view(np.uint64), user_id)
         kept = opaque(rows)[rows["timestamp_ms"] > until_ms].view(rows.dtype)
         num_forgotten = count - len(kept)
         if not len(kept):

@@ -29,8 +29,7 @@ from cache_actors.store.row_formats import decode, decode_into
 from cache_actors.store.row_reads import (
     DamagedBorderError,
     Gathered,
-    are_sound,
-    copy_runs,
+    copy_sound_runs,
     find_one,
     gather_batch,
     state_gives_rows,
@@ -150,7 +149,8 @@ class NamespaceStore:
         The cheapest read there is: no memory is allocated. Damaged rows make it 0; `lookup` tells
         them from a user without rows.
         """
-        if out.dtype != self._row_dtype or out.ndim != 1 or not out.flags.c_contiguous:
+        is_right = out.dtype is self._row_dtype or out.dtype == self._row_dtype  # slow to compare
+        if not is_right or out.ndim != 1 or not out.flags.c_contiguous:
             raise NamespaceMismatchError.of("the array to read into", self._namespace, out.dtype)
         if n < 0 or n > len(out):
             raise ValueError(f"n must be between 0 and the {len(out)} rows of out, got {n}")
@@ -258,19 +258,18 @@ class NamespaceStore:
                 found.append(find_one(words, user_id, n, times[index], file, limit))
             except DamagedBorderError:
                 return gather_batch(batch, user_ids, n, before_ms, file, rules, int(time.time()))
-        row_bytes = file.row_bytes
         counts = np.array([count for _, count in found], np.int64)
-        out = np.empty(int(counts.sum()) * row_bytes, np.uint8)
-        data, position = out.data, 0
+        row_words = file.row_words
+        out = np.empty(int(counts.sum()) * row_words, np.uint64)
+        position = 0
         sound = True
         for (runs, count), user_id in zip(found, user_ids.tolist(), strict=True):
-            part = data[position : position + count * row_bytes]
-            checks = copy_runs(runs, count, file, part)
-            sound = sound and are_sound(part, count, checks, user_id)
-            position += count * row_bytes
+            part = out[position : position + count * row_words]
+            sound = sound and copy_sound_runs(runs, file, part, user_id)
+            position += count * row_words
         if not sound:  # rare: the other way tells which rows to leave out
             return gather_batch(batch, user_ids, n, before_ms, file, rules, int(time.time()))
-        return Gathered(out.view(np.dtype((np.void, row_bytes))), counts, state)
+        return Gathered(out.view(np.dtype((np.void, file.row_bytes))), counts, state)
 
     def _read_into(self, user_id: int, n: int, out: NDArray[np.void], transaction: Any) -> int:
         rules, file = self._rules(transaction)
@@ -282,12 +281,13 @@ class NamespaceStore:
         if rules.ttl_s is not None and (words[3] >> 32) + rules.ttl_s < int(time.time()):
             return 0
         runs, count = find_one(words, user_id, n, None, file, rules.max_rows_per_user)
-        stored = out[:count] if self._is_plain else np.empty(count, self._namespace.stored_dtype)
-        data = stored.view(np.uint8).data
-        if not are_sound(data, count, copy_runs(runs, count, file, data), user_id):
+        if self._is_plain:
+            words_out = out.view(np.uint64)[: count * file.row_words]
+            return count if copy_sound_runs(runs, file, words_out, user_id) else 0
+        stored = np.empty(count, self._namespace.stored_dtype)
+        if not copy_sound_runs(runs, file, stored.view(np.uint64), user_id):
             return 0
-        if not self._is_plain:
-            decode_into(self._namespace, stored, out[:count])
+        decode_into(self._namespace, stored, out[:count])
         return count
 
     def _keys_from(self, bucket: int, after: bytes | None, transaction: Any) -> list[bytes]:

@@ -9,7 +9,7 @@ An extent is a run of 2 ** class places in the row file of the namespace. One re
 of a user, so a lookup is one search of the index however long the history is.
 
 The words of a record add up to a constant plus the user's id, so a damaged record, or one of
-another user, is never taken for a good one.
+another user, is never taken for a good one. Words have the machine's byte order.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Record:
         newest_ms = self.newest_ms & _WORD_MASK
         words = (newest_ms, self.newest_key, *second, *self.extents)
         check = (CHECK + user_id - sum(words)) & _WORD_MASK
-        return struct.pack(f"<{len(words) + 1}Q", check, *words)
+        return struct.pack(f"{len(words) + 1}Q", check, *words)
 
     @staticmethod
     def unpack(data: bytes | memoryview, user_id: int) -> Record | None:
@@ -123,10 +123,10 @@ class Record:
 
 def record_words(data: bytes | memoryview, user_id: int) -> tuple[int, ...] | None:
     """The words of a record; None if it is damaged."""
-    count = len(data) // WORD_BYTES
-    if count < HEAD_WORDS or len(data) % WORD_BYTES:
+    size = len(data)
+    if size < HEAD_BYTES or size % WORD_BYTES:
         return None
-    words = struct.unpack(f"<{count}Q", data)
+    words = struct.unpack(f"{size // WORD_BYTES}Q", data)
     return None if (sum(words) - CHECK - user_id) & _WORD_MASK else words
 
 

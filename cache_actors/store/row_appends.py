@@ -25,7 +25,7 @@ from cache_actors.store.records import (
     RecordBatch,
     record_keys,
 )
-from cache_actors.store.row_file import RowFile
+from cache_actors.store.row_file import PlaceRuns, RowFile
 from cache_actors.store.row_merge import SortedRows, expand_runs, opaque, repeats_previous
 from cache_actors.store.write_effect import WriteEffect
 
@@ -83,10 +83,10 @@ class RowAppender:
         in_place, grown = np.flatnonzero(may & fits), np.flatnonzero(may & ~fits)
         if len(in_place):
             added = new.counts[in_place]
-            places = expand_runs(tails.start[in_place] + tails.count[in_place], added)
+            first = tails.start[in_place] + tails.count[in_place]
             extents = batch.words[batch.starts[in_place + 1] - 1] + added.astype(np.uint64)
             one = np.ones(len(in_place), np.int64)
-            self._write(new, in_place, places)
+            self._write(new, in_place, PlaceRuns(first, added, tails.count[in_place] == 0))
             self._put_records(batch, new, in_place, one, extents, one, now_s, flags, effect)
         if len(grown):
             self._grow_tails(batch, new, tails, grown, moved[grown], now_s, flags, effect)
@@ -118,27 +118,28 @@ class RowAppender:
         fresh = fresh_extents(self.allocator, self.grow, counts.tolist(), needs_more.tolist())
         extents = np.array(fresh, np.uint64)
         start = (extents >> np.uint64(START_SHIFT)).astype(np.int64)
-        places = expand_runs(start, counts)  # of all rows, user after user
-        offset = np.cumsum(total) - total
-        self._move(tails.start[users], moved, places[expand_runs(offset, moved)])
-        self._write(new, users, places[expand_runs(offset + moved, added)])
+        kept = np.zeros(len(start), np.int64)  # rows of an extent that are there already
+        kept[np.cumsum(num_extents) - num_extents] = moved  # always fewer than the first has
+        self._move(tails.start[users], moved, expand_runs(start, kept))
+        self._write(new, users, PlaceRuns(start + kept, counts - kept, kept == 0))
         is_outgrown = moved > 0
         for extent in batch.words[batch.starts[users + 1] - 1][is_outgrown].tolist():
             self.allocator.release(extent)
         dropped = is_outgrown.astype(np.int64)
         self._put_records(batch, new, users, dropped, extents, num_extents, now_s, flags, effect)
 
-    def _write(self, new: SortedRows, users: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Put the new rows of users into places."""
+    def _write(self, new: SortedRows, users: NDArray[np.int64], runs: PlaceRuns) -> None:
+        """Put the new rows of users into the places of runs."""
         counts, rows = new.counts[users], new.rows
         if len(users) < len(new.user_ids):
             rows = opaque(rows).take(expand_runs(new.starts[users], counts)).view(rows.dtype)
-        self.file.write(places, rows, np.repeat(new.user_ids[users], counts))
+        self.file.write(runs, rows, np.repeat(new.user_ids[users], counts))
 
     def _move(
         self, start: NDArray[np.int64], count: NDArray[np.int64], places: NDArray[np.int64]
     ) -> None:
-        """Copy rows with their check words, so that damage moves along and is still seen."""
+        """Copy the rows of whole extents with their check words, so that damage moves along and is
+        still seen."""
         if len(places):
             source = expand_runs(start, count)
             mapped = self.file.mapped

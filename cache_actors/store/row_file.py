@@ -2,6 +2,9 @@
 
 Which places hold rows, and whose, is known by the index alone. A place is written before the index
 names it and never while a reader could see it, so readers copy without locks.
+
+A row's check makes its words add up to `CHECK` plus its user's id. Stored are running sums of the
+checks of an extent: two of them tell what the checks of any run of rows add up to.
 """
 
 from __future__ import annotations
@@ -10,17 +13,34 @@ import contextlib
 import mmap
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_actors.store.errors import MemoryFullError, MemoryStoreAbsentError, MemoryStoreError
+from cache_actors.store.populate import Populate
 from cache_actors.store.records import CHECK, WORD_BYTES
+from cache_actors.store.row_merge import expand_runs
 
 _GROWTH_SHARE = 32
 _BLOCK_BYTES = 512
 _MIN_GROWTH_BYTES, _MAX_GROWTH_BYTES = 1 << 18, 64 << 20
+
+
+@dataclass(frozen=True)
+class PlaceRuns:
+    """``E`` runs of places, each within one extent."""
+
+    first: NDArray[np.int64]  # [E]
+    length: NDArray[np.int64]  # [E]
+    begins: NDArray[np.bool_]  # [E], whether its extent begins with the run
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """All places, run after run."""
+        return expand_runs(self.first, self.length)
 
 
 @dataclass(frozen=True)
@@ -30,10 +50,31 @@ class MappedRows:
     capacity: int
     opaque: NDArray[np.void]  # [capacity], rows as bytes: numpy copies fields one by one otherwise
     words: NDArray[np.uint64]  # [capacity, row words]
-    checks: NDArray[np.uint64]  # [capacity]
+    checks: NDArray[np.uint64]  # [capacity], of an extent's rows up to this one, added up
     times: NDArray[np.int64]  # [capacity], timestamp_ms
     keys: NDArray[np.uint64]  # [capacity], event_key
-    data: memoryview  # the row file as bytes
+    data: memoryview  # the row file, word by word
+    sums: memoryview  # `checks`, cheaper to read one by one
+
+    def sums_before(self, runs: PlaceRuns) -> NDArray[np.uint64]:
+        """What the checks before each run of an extent add up to, ``[E]``."""
+        before = self.checks.take(np.maximum(runs.first - 1, 0))
+        return np.where(runs.begins, np.uint64(0), before)
+
+    def sums_of(self, runs: PlaceRuns) -> NDArray[np.uint64]:
+        """What the checks of each run add up to, ``[E]``."""
+        up_to = self.checks.take(np.maximum(runs.first + runs.length - 1, 0))
+        return np.where(runs.length > 0, up_to - self.sums_before(runs), np.uint64(0))
+
+    def checks_of(self, runs: PlaceRuns) -> NDArray[np.uint64]:
+        """Each row's own check, run after run."""
+        sums = self.checks.take(runs.places)
+        own = np.empty_like(sums)
+        np.subtract(sums[1:], sums[:-1], out=own[1:])
+        full = runs.length > 0
+        start = (np.cumsum(runs.length) - runs.length)[full]
+        own[start] = sums[start] - self.sums_before(runs)[full]
+        return own
 
 
 class RowFile:
@@ -46,6 +87,7 @@ class RowFile:
         self.path = path
         self.dtype = stored_dtype
         self.row_bytes = stored_dtype.itemsize
+        self.row_words = stored_dtype.itemsize // WORD_BYTES
         self._readonly = readonly
         flags = os.O_RDONLY if readonly else os.O_RDWR | os.O_CREAT
         try:
@@ -59,6 +101,7 @@ class RowFile:
             raise MemoryStoreError(f"row file {path} cannot be opened: {error}") from error
         self.mapped = self._map()
         self.places = 0
+        self._populate = Populate()
 
     @property
     def _widths(self) -> tuple[tuple[int, int], ...]:
@@ -120,17 +163,21 @@ class RowFile:
             ) from error
         if end > self.mapped.capacity:
             self.mapped = self._map()
+        for part in (self.mapped.words, self.mapped.checks):
+            self._populate.ahead(part[self.places : end])
         self.places = end
 
-    def write(
-        self, places: NDArray[np.int64], rows: NDArray[np.void], user_ids: NDArray[np.int64]
-    ) -> None:
-        """Put ``rows`` (stored dtype) of ``user_ids`` into ``places``, with their checks."""
+    def write(self, runs: PlaceRuns, rows: NDArray[np.void], user_ids: NDArray[np.int64]) -> None:
+        """Put ``rows`` (stored dtype) of ``user_ids`` into the places of runs, with their checks.
+        What an extent has before a run must be there."""
         mapped = self.mapped
         opaque = np.ascontiguousarray(rows).view(mapped.opaque.dtype)
-        mapped.opaque[places] = opaque
-        words = opaque.view(np.uint64).reshape(len(rows), -1)
-        mapped.checks[places] = row_checks(words, user_ids)
+        mapped.opaque[runs.places] = opaque
+        own = row_checks(opaque.view(np.uint64).reshape(len(rows), -1), user_ids)
+        total = np.append(np.uint64(0), np.cumsum(own))
+        start = np.cumsum(runs.length) - runs.length
+        offset = mapped.sums_before(runs) - total[start]
+        mapped.checks[runs.places] = total[1:] + np.repeat(offset, runs.length)
 
     def flush(self) -> None:
         """Write both files through to the disk."""
@@ -139,6 +186,7 @@ class RowFile:
 
     def close(self) -> None:
         """Close the files; mappings in use stay valid until they are dropped."""
+        self._populate.close()
         os.close(self._rows)
         os.close(self._checks)
 
@@ -166,9 +214,17 @@ class RowFile:
             checks = np.frombuffer(check_data, np.uint64)
         rows = np.frombuffer(data, self.dtype)
         opaque = rows.view(np.dtype((np.void, self.row_bytes)))
-        words = np.frombuffer(data, np.uint64).reshape(capacity, -1 if capacity else 1)
+        flat = np.frombuffer(data, np.uint64)
+        words = flat.reshape(capacity, -1 if capacity else 1)
         return MappedRows(
-            capacity, opaque, words, checks, rows["timestamp_ms"], rows["event_key"], data
+            capacity,
+            opaque,
+            words,
+            checks,
+            rows["timestamp_ms"],
+            rows["event_key"],
+            flat.data,
+            checks.data,
         )
 
 

@@ -1,8 +1,8 @@
 """Finding and copying rows: from index records to packed rows of a batch of users.
 
 Two ways lead to the same rows. `gather_batch` works on columns of all users at once;
-`find_one` and `copy_runs` on plain integers, which is faster for a single user. Both copy inside
-the read transaction, and check every row they copied.
+`find_one` and `copy_sound_runs` on plain integers, which is faster for a single user. Both copy
+inside the read transaction, and check every row they copied.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from cache_actors.store.records import (
     Flag,
     RecordBatch,
 )
-from cache_actors.store.row_file import MappedRows, RowFile, row_checks
-from cache_actors.store.row_merge import expand_runs
+from cache_actors.store.row_file import MappedRows, PlaceRuns, RowFile, row_checks
 from cache_actors.store.rules import ReadRules
 from marm.addressing import user_bucket
 
 _WORD_MASK = (1 << 64) - 1
+
+
+Run = tuple[int, int, int]
+"""Where an extent begins, the first place wanted of it, and the end of what is wanted."""
 
 
 class DamagedBorderError(Exception):
@@ -70,9 +73,9 @@ def gather_batch(
         for index in np.flatnonzero((batch.newest_ms >= before_ms) & (total > 0)).tolist():
             mine = slice(first_extent[index], first_extent[index] + num_extents[index])
             bound = int(before_ms[index])
-            runs = start[mine].tolist(), count[mine].tolist()
+            extents_of = start[mine].tolist(), count[mine].tolist()
             try:
-                end[index] = rows_before(mapped, *runs, bound, int(user_ids[index]))
+                end[index] = rows_before(mapped, *extents_of, bound, int(user_ids[index]))
             except DamagedBorderError:
                 state[index], end[index] = UserState.DAMAGED, 0
     limit = rules.max_rows_per_user
@@ -84,10 +87,12 @@ def gather_batch(
     low = np.clip(begin[owner] - offset, 0, count)
     length = np.clip(end[owner] - offset, 0, count) - low
     np.maximum(length, 0, out=length)
-    places = expand_runs(start + low, length)
-    rows, checks = mapped.opaque.take(places), mapped.checks.take(places)
+    runs = PlaceRuns(start + low, length, low == 0)
     counts = np.where(state_gives_rows(state), end - begin, 0)
-    return _checked(rows, checks, counts, user_ids, state)
+    rows = mapped.opaque.take(runs.places)
+    if _are_all_sound(rows, counts, user_ids, mapped, runs):
+        return Gathered(rows, counts, state)
+    return _only_sound(rows, counts, user_ids, mapped, runs, state)
 
 
 def find_one(
@@ -97,9 +102,9 @@ def find_one(
     before_ms: int | None,
     file: RowFile,
     limit: int | None,
-) -> tuple[list[tuple[int, int]], int]:
-    """Where a user's newest ``n`` rows before a time are: runs (first place, end), newest first;
-    and how many rows that is. ``words`` are the user's record. May raise `DamagedBorderError`."""
+) -> tuple[list[Run], int]:
+    """Where a user's newest ``n`` rows before a time are, in runs, newest first; and how many rows
+    that is. ``words`` are the user's record. May raise `DamagedBorderError`."""
     newer = 0
     if before_ms is not None and signed(words[1]) >= before_ms:
         starts = [word >> START_SHIFT for word in words[HEAD_WORDS:]]
@@ -107,52 +112,45 @@ def find_one(
         mapped = file.at_least(max(map(int.__add__, starts, counts), default=0))
         newer = sum(counts) - rows_before(mapped, starts, counts, before_ms, user_id)
     wanted = n if limit is None else min(n, max(0, limit - newer))
-    runs: list[tuple[int, int]] = []
+    runs: list[Run] = []
     missing = wanted
-    for position in range(len(words) - 1, HEAD_WORDS - 1, -1):
-        if not missing:
-            break
-        word = words[position]
+    for word in words[: HEAD_WORDS - 1 : -1]:
         start, count = word >> START_SHIFT, word & COUNT_MASK
         if newer:
             hidden = min(newer, count)
             newer -= hidden
             count -= hidden
-        if count > missing:
-            runs.append((start + count - missing, start + count))
-            missing = 0
-        elif count:
-            runs.append((start, start + count))
+        end = start + count
+        if count >= missing:
+            if missing:
+                runs.append((start, end - missing, end))
+            return runs, wanted
+        if count:
+            runs.append((start, start, end))
             missing -= count
     return runs, wanted - missing
 
 
-def copy_runs(
-    runs: list[tuple[int, int]], count: int, file: RowFile, out: memoryview
-) -> list[NDArray[np.uint64]]:
-    """Copy the ``count`` rows of runs, newest first, into ``out``, oldest first; their check words
-    by run."""
-    row_bytes = file.row_bytes
-    mapped = file.at_least(max(end for _, end in runs)) if runs else file.mapped
-    data, checks = mapped.data, mapped.checks
-    end_byte = count * row_bytes
-    parts = []
-    for first, end in runs:
-        start_byte = end_byte - (end - first) * row_bytes
-        out[start_byte:end_byte] = data[first * row_bytes : end * row_bytes]
-        parts.append(checks[first:end])
-        end_byte = start_byte
-    return parts
-
-
-def are_sound(out: memoryview, count: int, checks: list[NDArray[np.uint64]], user_id: int) -> bool:
-    """Whether the ``count`` rows of one user pass their checks, taken together: as likely to miss
-    damage as one row's check is, and cheaper than row by row."""
-    if not count:
-        return True
-    total = int(np.add.reduce(np.frombuffer(out, np.uint64)))
-    total += int(np.add.reduce(checks[0] if len(checks) == 1 else np.concatenate(checks)))
-    return (total - count * (CHECK + user_id)) & _WORD_MASK == 0
+def copy_sound_runs(runs: list[Run], file: RowFile, out: NDArray[np.uint64], user_id: int) -> bool:
+    """Copy the rows of one user's runs, newest first, into the words ``out``, oldest first; whether
+    they pass their checks. Taken together they are as likely to miss damage as one row's check is,
+    and cheaper than row by row."""
+    mapped, target = file.mapped, out.data
+    source, sums = mapped.data, mapped.sums
+    row_words = file.row_words
+    end_word, checks = len(out), 0
+    for extent, first, end in runs:
+        if end > mapped.capacity:
+            mapped = file.at_least(end)
+            source, sums = mapped.data, mapped.sums
+        start_word = end_word - (end - first) * row_words
+        target[start_word:end_word] = source[first * row_words : end * row_words]
+        checks += sums[end - 1]
+        if first > extent:
+            checks -= sums[first - 1]
+        end_word = start_word
+    total = int(np.add.reduce(out)) + checks
+    return (total - len(out) // row_words * (CHECK + user_id)) & _WORD_MASK == 0
 
 
 def signed(word: int) -> int:
@@ -199,54 +197,58 @@ def rows_before(
             low = middle + 1
         else:
             high = middle
-    border = starts[low : low + 1]
+    border, begins = starts[low : low + 1], [True] * len(starts[low : low + 1])
     older = 0
     if low:
         last = low - 1
         inside = times[starts[last] : starts[last] + counts[last]]
         split = int(np.searchsorted(inside, before_ms))
         older = sum(counts[:last]) + split
-        border.append(starts[last] + split - 1)
         if split < counts[last]:
-            border[0:-1] = [starts[last] + split]
+            border, begins = [starts[last] + split], [split == 0]
+        border.append(starts[last] + split - 1)
+        begins.append(split == 1)
+    one = np.ones(len(border), np.int64)
+    rows = PlaceRuns(np.array(border, np.int64), one, np.array(begins, np.bool_))
     expected = row_checks(mapped.words[border], np.array([user_id], np.int64))
-    if (mapped.checks[border] != expected).any():
+    if (mapped.checks_of(rows) != expected).any():
         raise DamagedBorderError
     return older
 
 
-def _checked(
+def _are_all_sound(
     rows: NDArray[np.void],
-    checks: NDArray[np.uint64],
     counts: NDArray[np.int64],
     user_ids: NDArray[np.int64],
+    mapped: MappedRows,
+    runs: PlaceRuns,
+) -> bool:
+    """Whether the rows of every user pass their checks, taken together. ``runs`` are where they
+    came from."""
+    if not len(rows):
+        return True
+    full = counts > 0
+    starts = np.cumsum(counts[full]) - counts[full]
+    sums = np.add.reduceat(rows.view(np.uint64), starts * (rows.dtype.itemsize // WORD_BYTES))
+    first_run = np.searchsorted(np.cumsum(runs.length), starts, side="right")
+    sums += np.add.reduceat(mapped.sums_of(runs), first_run)
+    salt = user_ids[full].view(np.uint64) + np.uint64(CHECK)
+    return bool((sums == salt * counts[full].view(np.uint64)).all())
+
+
+def _only_sound(
+    rows: NDArray[np.void],
+    counts: NDArray[np.int64],
+    user_ids: NDArray[np.int64],
+    mapped: MappedRows,
+    runs: PlaceRuns,
     state: NDArray[np.uint8],
 ) -> Gathered:
     """Leave out rows that fail their check."""
-    if _are_all_sound(rows, checks, counts, user_ids):
-        return Gathered(rows, counts, state)
     words = rows.view(np.uint64).reshape(len(rows), -1)
-    sound = row_checks(words, np.repeat(user_ids, counts)) == checks
+    sound = row_checks(words, np.repeat(user_ids, counts)) == mapped.checks_of(runs)
     owner = np.repeat(np.arange(len(user_ids)), counts)
     state = state.copy()
     state[owner[~sound]] = UserState.DAMAGED
     kept = np.bincount(owner[sound], minlength=len(user_ids)).astype(np.int64)
     return Gathered(rows[sound], kept, state)
-
-
-def _are_all_sound(
-    rows: NDArray[np.void],
-    checks: NDArray[np.uint64],
-    counts: NDArray[np.int64],
-    user_ids: NDArray[np.int64],
-) -> bool:
-    """Whether the rows of every user pass their checks, taken together."""
-    full = counts > 0
-    if not full.any():
-        return True
-    starts = (np.cumsum(counts) - counts)[full]
-    words_per_row = rows.dtype.itemsize // WORD_BYTES
-    sums = np.add.reduceat(rows.view(np.uint64), starts * words_per_row)
-    sums += np.add.reduceat(checks, starts)
-    salt = user_ids[full].view(np.uint64) + np.uint64(CHECK)
-    return bool((sums == salt * counts[full].view(np.uint64)).all())

@@ -17,7 +17,6 @@ from cache_actors.store.extents import ExtentAllocator, extent_counts, fresh_ext
 from cache_actors.store.records import (
     COUNT_MASK,
     START_SHIFT,
-    WORD_BYTES,
     Flag,
     Record,
     RecordBatch,
@@ -26,8 +25,8 @@ from cache_actors.store.records import (
     record_keys,
 )
 from cache_actors.store.row_appends import RowAppender
-from cache_actors.store.row_file import RowFile, row_checks
-from cache_actors.store.row_merge import SortedRows, expand_runs, opaque, upsert_runs
+from cache_actors.store.row_file import PlaceRuns, RowFile, row_checks
+from cache_actors.store.row_merge import SortedRows, opaque, upsert_runs
 from cache_actors.store.write_effect import WriteEffect
 
 
@@ -191,13 +190,13 @@ class RowWriter:
             for extent in rewrite.record.extents[rewrite.low : max(rewrite.high, 0)]
         ]
         start, count, run = np.array(spans, np.int64).reshape(-1, 3).T
-        places = expand_runs(start, count)
+        places = PlaceRuns(start, count, np.ones(len(start), np.bool_))
         runs = np.repeat(run, count)
         mapped = self.file.mapped
-        rows = mapped.opaque.take(places)
-        words = rows.view(np.uint64).reshape(len(rows), self.file.row_bytes // WORD_BYTES)
+        rows = mapped.opaque.take(places.places)
+        words = rows.view(np.uint64).reshape(len(rows), self.file.row_words)
         owner = user_ids[np.array([rewrite.index for rewrite in rewrites], np.int64)[runs]]
-        sound = row_checks(words, owner) == mapped.checks.take(places)
+        sound = row_checks(words, owner) == mapped.checks_of(places)
         if not sound.all():
             effect.rows_damaged += int((~sound).sum())
             effect.incomplete.update(np.unique(runs[~sound]).tolist())
@@ -252,7 +251,8 @@ class RowWriter:
             extents = np.array(placed, np.uint64)
             start = (extents >> np.uint64(START_SHIFT)).astype(np.int64)
             count = (extents & np.uint64(COUNT_MASK)).astype(np.int64)
-            self.file.write(expand_runs(start, count), rows, np.repeat(owners, np.diff(starts)))
+            runs = PlaceRuns(start, count, np.ones(len(start), np.bool_))
+            self.file.write(runs, rows, np.repeat(owners, np.diff(starts)))
 
     def _place(self, count: int, will_grow: bool) -> list[int]:
         """Fresh extents for ``count`` rows, with room behind them where more will come soon."""

@@ -19,7 +19,7 @@ from stored_rows import ALL, are_proven, proven_rows, series
 
 from cache_actors.store.errors import MemoryFullError, MemoryStoreAbsentError, MemoryStoreError
 from cache_actors.store.mapped_shard import MappedShard
-from cache_actors.store.row_file import RowFile
+from cache_actors.store.row_file import PlaceRuns, RowFile, row_checks
 from cache_actors.store.shard_store import ShardStore
 from marm.memory import Namespace
 
@@ -40,7 +40,7 @@ def test_a_file_grows_in_chunks_and_mappings_stay_valid(tmp_path: Path) -> None:
     assert file.growth(128, 5000) >= 5000
     file.grow(128)
     rows = proven_rows(NAMESPACE, np.full(128, 5), np.arange(128))
-    file.write(np.arange(128), rows, np.full(128, 5))
+    file.write(PlaceRuns(np.array([0]), np.array([128]), np.array([True])), rows, np.full(128, 5))
     early = file.mapped
     file.grow(1024)
     assert file.places == 1152
@@ -52,6 +52,31 @@ def test_a_file_grows_in_chunks_and_mappings_stay_valid(tmp_path: Path) -> None:
     used = 1152 * (NAMESPACE.stored_dtype.itemsize + 8)
     assert used <= file.file_bytes <= used + 16384
     reader.close()
+    file.close()
+
+
+def test_sums_of_checks_tell_the_checks_of_any_run(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "rows", NAMESPACE.stored_dtype, readonly=False)
+    file.grow(128)
+    owners = np.array([7, -3]).repeat(32)
+    rows = proven_rows(NAMESPACE, owners, np.arange(64))
+    yes, no = np.array([True, True]), np.array([False, False])
+    # Two extents side by side, each written in two parts and the parts of both together.
+    parts = [(0, 10, yes), (10, 22, no)]
+    for first, length, begins in parts:
+        runs = PlaceRuns(np.array([32 + first, 64 + first]), np.array([length, length]), begins)
+        mine = runs.places - 32
+        file.write(runs, rows.view(f"V{rows.itemsize}")[mine].view(rows.dtype), owners[mine])
+    expected = row_checks(file.mapped.words[32:96], owners)
+    for first, end in ((32, 64), (33, 64), (40, 41), (32, 33), (64, 96), (64, 70), (95, 96)):
+        begins = np.array([first in (32, 64)])
+        run = PlaceRuns(np.array([first]), np.array([end - first]), begins)
+        own = expected[first - 32 : end - 32]
+        assert file.mapped.checks_of(run).tolist() == own.tolist()
+        assert file.mapped.sums_of(run).tolist() == [own.sum()]
+    none = PlaceRuns(np.array([40, 64]), np.array([0, 0]), np.array([False, True]))
+    assert file.mapped.sums_of(none).tolist() == [0, 0]
+    assert len(file.mapped.checks_of(none)) == 0
     file.close()
 
 

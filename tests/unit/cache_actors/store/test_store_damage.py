@@ -105,12 +105,9 @@ def lookup_every_way(store: ShardStore, n: int, before: int | None = None) -> Lo
     return together
 
 
-@pytest.mark.parametrize("damage", [damage_row, damage_check])
 @pytest.mark.parametrize("index", [0, 127, 128, 150, PER_USER - 1])
-def test_a_damaged_row_is_left_out_and_repaired(
-    store: ShardStore, damage: object, index: int
-) -> None:
-    damage(store, 4, index)  # type: ignore[operator]
+def test_a_damaged_row_is_left_out_and_repaired(store: ShardStore, index: int) -> None:
+    damage_row(store, 4, index)
     left = [time for time in TIMES.tolist() if time != index * 10]
     found = lookup_every_way(store, ALL)
     check_lookup(found, {4: left})
@@ -131,6 +128,42 @@ def test_a_damaged_row_is_left_out_and_repaired(
     found = lookup_every_way(store, ALL)
     check_lookup(found, {})
     assert set(found.state.tolist()) == {FOUND}
+
+
+@pytest.mark.parametrize("index", [0, 1, 126, 127, 128, 150, PER_USER - 1])
+def test_a_damaged_check_costs_two_rows_at_most_and_is_repaired(
+    store: ShardStore, index: int
+) -> None:
+    """The checks of an extent are running sums, so one of them speaks of the row before it and of
+    the one behind. Reads that begin and end elsewhere don't notice."""
+    damage_check(store, 4, index)
+    near = {index * 10, (index + 1) * 10}
+    for n in (1, PER_USER - index - 1, PER_USER - index, ALL):
+        for before in (None, index * 10, index * 10 + 1, index * 10 + 21):
+            found = lookup_every_way(store, n, before)
+            assert are_proven(NAMESPACE, found.rows)
+            times = found.rows.of(4)["timestamp_ms"].tolist()
+            asked = [time for time in TIMES.tolist() if before is None or time < before]
+            asked = asked[-n:] if n else []
+            assert times == asked or found.state[4] == DAMAGED
+            if before is None or before > index * 10 + 10:  # else a border can't be told
+                assert set(asked) - set(times) <= near
+    assert store.repair(NAMESPACE, np.array([4])) in (1, 2)
+    found = lookup_every_way(store, ALL)
+    assert set(TIMES.tolist()) - set(found.rows.of(4)["timestamp_ms"].tolist()) <= near
+    assert found.state[4] == EVICTED
+    store.restore(NAMESPACE, as_user_rows(4, user_rows(4)))
+    check_lookup(lookup_every_way(store, ALL), {})
+
+
+def test_rows_saved_behind_a_damaged_check_are_sound(store: ShardStore) -> None:
+    damage_check(store, 4, PER_USER - 1)
+    store.save(NAMESPACE, np.array([4, 4]), user_rows(4, np.array([5000, 5010])))
+    found = lookup_every_way(store, ALL)
+    check_lookup(found, {4: [time for time in TIMES.tolist() if time != 2990] + [5000, 5010]})
+    assert store.repair(NAMESPACE, np.array([4])) == 1
+    found = lookup_every_way(store, ALL)
+    check_lookup(found, {4: [time for time in TIMES.tolist() if time != 2990] + [5000, 5010]})
 
 
 def test_every_byte_of_a_row_is_under_its_check(store: ShardStore) -> None:
