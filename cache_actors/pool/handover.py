@@ -24,6 +24,9 @@ _FIRST_CHUNK_USERS = 64
 _MAX_CHUNK_USERS = 4096
 
 Send = Callable[[Change], None]
+Repair = Callable[[Namespace, NDArray[np.int64]], None]
+"""Drop damaged rows of users and bring back what another member has; the rest counts as evicted."""
+
 Recall = Callable[[Namespace, NDArray[np.int64]], None]
 """Bring back rows of users that were evicted to the durable tier."""
 
@@ -41,10 +44,16 @@ class Handover:
     """The source's side of one copy. Used by one thread at a time."""
 
     def __init__(
-        self, store: ShardStore, buckets: NDArray[np.int64], send: Send, recall: Recall
+        self,
+        store: ShardStore,
+        buckets: NDArray[np.int64],
+        send: Send,
+        repair: Repair,
+        recall: Recall,
     ) -> None:
         self._store = store
         self.send = send
+        self._repair = repair
         self._recall = recall
         self._buckets = np.zeros(NUM_BUCKETS, np.bool_)
         self._buckets[buckets] = True
@@ -86,6 +95,10 @@ class Handover:
     def _copy(self, user_ids: NDArray[np.int64]) -> int:
         store = self._store.open(self._namespace)
         found = store.lookup(user_ids, ALL_ROWS)
+        damaged = found.state == UserState.DAMAGED
+        if damaged.any():  # the target would take its sound rows for all there are
+            self._repair(self._namespace, user_ids[damaged])
+            found = store.lookup(user_ids, ALL_ROWS)
         evicted = found.state == UserState.EVICTED
         in_part = evicted & (found.rows.counts > 0)
         if (evicted & ~in_part).any():

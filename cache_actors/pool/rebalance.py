@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 _CALL_S = 20.0
 _START_S = 120.0
 _STOP_S = 30.0
+_BUCKETS_PER_MOVE = 16
 
 
 class RebalanceRunningError(RuntimeError):
@@ -73,13 +74,15 @@ def rebalance(
         placement = _reconciled(pool, load_placement(pool.placement_path))
         moves = moves_to(placement, num_shards)
         num_rows = 0
-        for move in moves:
-            num_rows += _move(pool, move, move_timeout_s)
-            placement = placement.moved(move.bucket, move.target)
+        for source, target, buckets in grouped(moves):
+            num_rows += _move(pool, source, target, buckets, move_timeout_s)
+            for bucket in buckets:
+                placement = placement.moved(bucket, target)
             store_placement(pool.placement_path, placement)
-            _leader(pool, move.source, "clear_bucket", move.bucket)
-            if on_move is not None:
-                on_move(move)
+            _leader(pool, source, "clear_buckets", buckets)
+            for bucket in buckets:
+                if on_move is not None:
+                    on_move(BucketMove(bucket, source, target))
         retired = range(num_shards, placement.num_shards)
         if retired:
             store_placement(pool.placement_path, placement.with_shards(num_shards))
@@ -101,7 +104,7 @@ def _reconciled(pool: PoolInfo, placement: Placement) -> Placement:
             owners[bucket] = holders[0]
         for other in holders:
             if other != owners[bucket]:
-                _leader(pool, other, "clear_bucket", bucket)
+                _leader(pool, other, "clear_buckets", [bucket])
     if tuple(owners) == placement.shard_of_bucket:
         return placement
     found = replace(placement, shard_of_bucket=tuple(owners), version=placement.version + 1)
@@ -109,32 +112,45 @@ def _reconciled(pool: PoolInfo, placement: Placement) -> Placement:
     return found
 
 
-def _move(pool: PoolInfo, move: BucketMove, timeout_s: float) -> int:
-    """Move one bucket; begun again as long as shards fail. The number of rows copied."""
+def grouped(moves: Sequence[BucketMove]) -> Iterator[tuple[int, int, list[int]]]:
+    """Source, target and buckets of moves that are made together: most of what a move of a small
+    bucket takes is the same for several."""
+    by_pair: dict[tuple[int, int], list[int]] = {}
+    for move in moves:
+        by_pair.setdefault((move.source, move.target), []).append(move.bucket)
+    for (source, target), buckets in by_pair.items():
+        for start in range(0, len(buckets), _BUCKETS_PER_MOVE):
+            yield source, target, buckets[start : start + _BUCKETS_PER_MOVE]
+
+
+def _move(
+    pool: PoolInfo, source: int, target: int, buckets: Sequence[int], timeout_s: float
+) -> int:
+    """Move buckets; begun again as long as shards fail. The number of rows copied."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            number = _leader(pool, move.source, "begin_move", move.bucket, move.target)
+            number = _leader(pool, source, "begin_move", buckets, target)
             num_rows = 0
             is_done = False
             while not is_done:
-                progress = _leader(pool, move.source, "copy_next", number)
+                progress = _leader(pool, source, "copy_next", number)
                 num_rows, is_done = num_rows + progress.rows, progress.is_done
-            _leader(pool, move.source, "finish_move", number)
+            _leader(pool, source, "finish_move", number)
             return num_rows
         except (HandoverLostError, MemoryUnavailable) as error:
             if time.monotonic() >= deadline:
                 raise
-            logger.warning("bucket %d has to be moved again: %s", move.bucket, error)
-            if _has_moved(pool, move):
+            logger.warning("buckets %s have to be moved again: %s", buckets, error)
+            if _have_moved(pool, source, buckets):
                 return 0
             time.sleep(RETRY_PAUSE_S)
 
 
-def _has_moved(pool: PoolInfo, move: BucketMove) -> bool:
-    """Whether a move whose end was not heard of is complete."""
+def _have_moved(pool: PoolInfo, source: int, buckets: Sequence[int]) -> bool:
+    """Whether a move whose end was not heard of is complete: all its buckets move at once."""
     try:
-        return not _leader(pool, move.source, "owned")[move.bucket]
+        return not _leader(pool, source, "owned")[list(buckets)].any()
     except MemoryUnavailable:
         return False
 
@@ -142,7 +158,7 @@ def _has_moved(pool: PoolInfo, move: BucketMove) -> bool:
 def _leader(pool: PoolInfo, shard: int, method: str, *args: object) -> Any:
     """Call the leader of a shard, through its restarts where that is safe."""
     link = LeaderLink(pool, shard)
-    if method in ("owned", "clear_bucket"):
+    if method in ("owned", "clear_buckets"):
         return link.call_until(method, *args, attempt_s=_CALL_S, deadline_s=4 * _CALL_S)
     return link.call(method, *args, timeout_s=_CALL_S)
 

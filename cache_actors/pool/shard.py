@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -103,9 +104,9 @@ class MemoryShard:
         self._tier.drop(namespace, np.flatnonzero(self._store.owned()))
 
     @ray.method(concurrency_group="write")
-    def begin_move(self, bucket: int, shard: int) -> int:
+    def begin_move(self, buckets: Sequence[int], shard: int) -> int:
         """See `ShardCore.begin_move`."""
-        return self._core.begin_move(bucket, shard)
+        return self._core.begin_move(buckets, shard)
 
     @ray.method(concurrency_group="write")
     def finish_move(self, number: int) -> None:
@@ -113,9 +114,9 @@ class MemoryShard:
         self._core.finish_move(number)
 
     @ray.method(concurrency_group="write")
-    def clear_bucket(self, bucket: int) -> None:
-        """Remove the rows of a bucket that another shard owns by now."""
-        self._core.clear_moved(bucket)
+    def clear_buckets(self, buckets: Sequence[int]) -> None:
+        """Remove the rows of buckets that another shard owns by now."""
+        self._core.clear_moved(buckets)
 
     @ray.method(concurrency_group="write")
     def begin_join(self, replica: int) -> int:

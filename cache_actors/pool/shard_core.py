@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cache_actors.pool.changes import BucketsCleared, BucketsOwned, Change, RowsSaved
 from cache_actors.pool.errors import HandoverLostError, MemoryUnavailable, NotLeaderError
-from cache_actors.pool.handover import CopyProgress, Handover, Recall
+from cache_actors.pool.handover import CopyProgress, Handover, Recall, Send
 from cache_actors.pool.replica_set import READER_LEASE_S, Member, ReplicaRecord, ReplicaSet
 from cache_actors.store.errors import MemoryStoreError
 from cache_actors.store.namespace_writer import BucketMovedError
@@ -144,39 +144,41 @@ class ShardCore:
             if self.record.change(now, now.without(self.replica)):
                 time.sleep(READER_LEASE_S)
 
-    def begin_move(self, bucket: int, shard: int) -> int:
-        """Start to copy a bucket to another shard; the number is for the other calls."""
+    def begin_move(self, buckets: Sequence[int], shard: int) -> int:
+        """Start to copy buckets to another shard; the number is for the other calls."""
+        moved = np.array(buckets, np.int64)
         with self._changing:
             self._check_leads()
-            buckets = np.array([bucket])
-            if not self.store.owned()[bucket]:
-                raise BucketMovedError(f"memory shard {self.shard} does not own bucket {bucket}")
+            if not self.store.owned()[moved].all():
+                raise BucketMovedError(
+                    f"memory shard {self.shard} does not own all of buckets {list(buckets)}"
+                )
             leader = self._record_of(shard).current().leader
             if leader is None:
                 raise HandoverLostError(f"memory shard {shard} has no replica that runs")
             peer = self._connect(shard, leader)
-            peer.receive(BucketsCleared(buckets), as_member=False)
-            # It may own the bucket at once: as long as this shard does too, nobody asks it.
-            peer.receive(BucketsOwned(buckets, owned=True), as_member=False)
+            peer.receive(BucketsCleared(moved), as_member=False)
+            # It may own the buckets at once: as long as this shard does too, nobody asks it.
+            peer.receive(BucketsOwned(moved, owned=True), as_member=False)
             for number, other in list(self._handovers.items()):
-                if bucket in other.buckets and number not in self._joining:
+                if np.isin(moved, other.buckets).any() and number not in self._joining:
                     del self._handovers[number]
 
             def send(change: Change) -> None:
                 peer.receive(change, as_member=False)
 
-            return self._begin(Handover(self.store, buckets, send, self._recall))
+            return self._begin(self._handover_of(moved, send))
 
     def finish_move(self, number: int) -> None:
-        """Let go of a copied bucket, which makes the other shard its only owner."""
+        """Let go of copied buckets, which makes the other shard their only owner."""
         with self._changing:
             handover = self._copied(number)
             self.commit(BucketsOwned(handover.buckets, owned=False))
             del self._handovers[number]
 
-    def clear_moved(self, bucket: int) -> None:
-        """Remove what is left of a bucket that this shard should not own."""
-        self.commit(BucketsCleared(np.array([bucket])))
+    def clear_moved(self, buckets: Sequence[int]) -> None:
+        """Remove what is left of buckets that this shard should not own."""
+        self.commit(BucketsCleared(np.array(buckets, np.int64)))
 
     def begin_join(self, replica: int) -> int:
         """Start to bring another replica of this shard up to date."""
@@ -194,7 +196,7 @@ class ShardCore:
                 peer.receive(change, as_member=True)
 
             everything = np.arange(NUM_BUCKETS)
-            handover = Handover(self.store, everything, send, self._recall)
+            handover = self._handover_of(everything, send)
             number = self._begin(handover)
             self._joining[number] = _Joining(replica, handover)
             return number
@@ -218,6 +220,9 @@ class ShardCore:
             except (MemoryUnavailable, MemoryStoreError, OSError) as error:
                 self._abandon(number, error)
                 raise HandoverLostError(f"a copy of buckets was broken off: {error}") from error
+
+    def _handover_of(self, buckets: NDArray[np.int64], send: Send) -> Handover:
+        return Handover(self.store, buckets, send, self.repair, self._recall)
 
     def _begin(self, handover: Handover) -> int:
         self._num_handovers += 1

@@ -156,11 +156,11 @@ def test_a_rebalance_that_was_broken_off_is_finished_by_the_next(
     bucket = int(pool.placement.buckets_of(0)[0])
     # A move whose end was not written down, and one that was left half-way.
     first, second = ShardLink(pool, 0), ShardLink(pool, 1)
-    number = first.call("begin_move", bucket, 1, timeout_s=DEADLINE_S)
+    number = first.call("begin_move", [bucket], 1, timeout_s=DEADLINE_S)
     while not first.call("copy_next", number, timeout_s=DEADLINE_S).is_done:
         pass
     first.call("finish_move", number, timeout_s=DEADLINE_S)
-    second.call("begin_move", int(pool.placement.buckets_of(1)[0]), 0, timeout_s=DEADLINE_S)
+    second.call("begin_move", pool.placement.buckets_of(1)[:1].tolist(), 0, timeout_s=DEADLINE_S)
     client.save(*make_rows(4000, step=1)).wait(DEADLINE_S)
     assert set(client.fetch(USERS, 10**6).rows["written_step"].tolist()) == {1}
     rebalance(pool, 2)

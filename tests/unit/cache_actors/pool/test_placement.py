@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cache_actors.pool.placement import (
+    BucketMove,
     Placement,
     PlacementError,
     claim_placement,
@@ -17,6 +18,7 @@ from cache_actors.pool.placement import (
     moves_to,
     store_placement,
 )
+from cache_actors.pool.rebalance import grouped
 from marm.addressing import NUM_BUCKETS, user_bucket
 
 
@@ -144,3 +146,13 @@ def test_one_of_several_concurrent_claims_wins(tmp_path: Path) -> None:
         found = set(pool.map(claim, range(1, 17)))
     assert found == {load_placement(path).num_shards}
     assert [entry.name for entry in tmp_path.iterdir()] == ["placement.json"]
+
+
+def test_moves_are_made_in_groups_of_one_source_and_target() -> None:
+    moves = moves_to(Placement.even(2), 3)
+    groups = list(grouped(moves))
+    made = [BucketMove(b, source, target) for source, target, buckets in groups for b in buckets]
+    assert sorted(made, key=lambda move: move.bucket) == sorted(moves, key=lambda m: m.bucket)
+    assert max(len(buckets) for _, _, buckets in groups) == 16
+    assert len(groups) == 6  # 43 and 42 buckets of two shards
+    assert list(grouped([])) == []

@@ -16,6 +16,7 @@ from cache_actors.pool.errors import HandoverLostError, MemoryUnavailable, NotLe
 from cache_actors.pool.replica_set import Member, ReplicaRecord
 from cache_actors.pool.shard_core import ShardCore, take_lead
 from cache_actors.pool.shard_duties import enter
+from cache_actors.store.lookup import UserState
 from cache_actors.store.namespace_writer import BucketMovedError
 from cache_actors.store.shard_store import ShardStore
 from marm.addressing import NUM_BUCKETS, user_bucket
@@ -39,6 +40,7 @@ class Pool:
     home: Path
     cores: dict[tuple[int, int], ShardCore] = field(default_factory=dict)
     down: set[tuple[int, int]] = field(default_factory=set)
+    recalled: list[int] = field(default_factory=list)
 
     def start(self, shard: int, replica: int, owns: bool = True) -> ShardCore:
         owned = np.full(NUM_BUCKETS, owns)
@@ -49,7 +51,7 @@ class Pool:
             store,
             lambda other: ReplicaRecord(self.home / f"record-{other}"),
             lambda to, number: _Peer(self, (to, number)),
-            lambda namespace, user_ids: None,
+            lambda namespace, user_ids: self.recalled.extend(user_ids.tolist()),
         )
         self.cores[shard, replica] = core
         enter(core)
@@ -211,7 +213,7 @@ def test_saves_during_a_move_reach_the_new_owner(pool: Pool) -> None:
     source.save(NAMESPACE, *make_rows(1))
     source.commit(UsersForgotten({7: 100}))
     bucket = int(user_bucket(7)[0])
-    number = source.begin_move(bucket, 1)
+    number = source.begin_move([bucket], 1)
     source.save(NAMESPACE, *make_rows(2, 300))
     while not source.copy_next(number).is_done:
         source.save(NAMESPACE, *make_rows(3, 400))
@@ -236,15 +238,15 @@ def test_a_move_whose_target_fails_does_not_stop_saves(pool: Pool) -> None:
     source, target = pool.start(0, 0), pool.start(1, 0, owns=False)
     source.save(NAMESPACE, *make_rows(1))
     bucket = int(user_bucket(7)[0])
-    number = source.begin_move(bucket, 1)
+    number = source.begin_move([bucket], 1)
     pool.down.add((1, 0))
     source.save(NAMESPACE, *make_rows(2))
     with pytest.raises(HandoverLostError, match="begin again"):
         source.copy_next(number)
     with pytest.raises(MemoryUnavailable):
-        source.begin_move(bucket, 1)
+        source.begin_move([bucket], 1)
     pool.down.clear()
-    number = source.begin_move(bucket, 1)
+    number = source.begin_move([bucket], 1)
     with pytest.raises(HandoverLostError, match="not finished"):
         source.finish_move(number)
     while not source.copy_next(number).is_done:
@@ -253,6 +255,28 @@ def test_a_move_whose_target_fails_does_not_stop_saves(pool: Pool) -> None:
     found = target.store.open(NAMESPACE).fetch(np.array([7]), 1000)
     assert set(found.rows["written_step"].tolist()) == {2}
     assert not source.store.owned()[bucket]
+
+
+def test_several_buckets_move_at_once_and_damaged_users_are_asked_for(pool: Pool) -> None:
+    source, target = pool.start(0, 0), pool.start(1, 0, owns=False)
+    source.save(NAMESPACE, *make_rows(1))
+    (path,) = (pool.home / "0-0").glob("*.rows")
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 8)
+    damaged = USERS[source.store.open(NAMESPACE).lookup(USERS, 1000).state == UserState.DAMAGED]
+    assert len(damaged) == 1
+    buckets = np.unique(user_bucket(USERS)).tolist()
+    with pytest.raises(BucketMovedError, match="does not own all"):
+        target.begin_move(buckets, 0)
+    number = source.begin_move(buckets, 1)
+    while not source.copy_next(number).is_done:
+        pass
+    source.finish_move(number)
+    assert not source.store.owned()[buckets].any()
+    assert pool.recalled == damaged.tolist()  # what is missing is in the durable tier, if anywhere
+    found = target.store.open(NAMESPACE).fetch(USERS, 1000)
+    assert (found.counts == np.where(damaged[0] == USERS, 3, 4)).all()
 
 
 def test_a_damaged_row_comes_back_from_the_other_member(pool: Pool) -> None:
