@@ -110,7 +110,7 @@ def refused(*args: str) -> str:
 
 def test_bad_input_is_refused_before_anything_starts(tmp_path: Path) -> None:
     at_home = ("--home", str(tmp_path / "home"))
-    assert "there is no memory at" in refused("status", *at_home)
+    assert "there is no memory of a pool 'default' at" in refused("status", *at_home)
     assert "there is no memory at" in refused("forget", "1", "--yes", *at_home)
     assert "there is no snapshot at" in refused("restore", str(tmp_path / "none"), *at_home)
     assert "give either the URL of a snapshot, or --abandon" in refused("restore", *at_home)

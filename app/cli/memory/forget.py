@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from app.cli.memory.pools import DEFAULT_POOL, PoolOption, opened_pool
+from app.cli.memory.pools import DEFAULT_POOL, PoolOption, started_pool
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption
 from app.cli.session import console, to_json
 from cache_actors.event_log.erase import ErasedEvents, erase_users, user_events
@@ -49,7 +49,7 @@ def forget_command(
     if not yes:
         names = ", ".join(map(str, asked))
         typer.confirm(f"Remove all rows and events of {names}? It can't be undone.", abort=True)
-    with opened_pool(target, pool, address) as memory:
+    with started_pool(target, pool, address) as memory:
         until_ms_of = dict.fromkeys(asked, until_ms) if until_ms is not None else {}
         for user in asked:
             until = until_ms_of.setdefault(user, newest_ms(target, memory, user))

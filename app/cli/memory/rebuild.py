@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.memory.pools import DEFAULT_POOL, PoolOption, opened_pool
+from app.cli.memory.pools import DEFAULT_POOL, PoolOption, started_pool
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption
 from app.cli.session import console, progress_bar, to_json
 from cache_actors.home import Home
@@ -67,7 +67,7 @@ def rebuild_command(
     )
     target = Home(home)
     load_weights(ModelRegistry(target.models), variant, version)  # before anything is started
-    with opened_pool(target, pool, address) as opened, progress_bar() as bars:
+    with started_pool(target, pool, address) as opened, progress_bar() as bars:
         bar = bars.add_task("rebuilding", total=None, note="counting users")
 
         def show(progress: RebuildProgress) -> None:

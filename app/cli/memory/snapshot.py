@@ -8,7 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.memory.plan import show_bytes
-from app.cli.memory.pools import DEFAULT_POOL, PoolOption, opened_pool, pool_directory
+from app.cli.memory.pools import (
+    DEFAULT_POOL,
+    PoolOption,
+    opened_pool,
+    pool_directory,
+    started_pool,
+)
 from app.cli.memory.settings import read_memory_args
 from app.cli.options import (
     DEFAULT_HOME,
@@ -76,7 +82,7 @@ def restore_command(
     found = open_snapshot(url)  # refuses before anything is started
     target.create()
     with (
-        opened_pool(target, pool, address, settings) as memory,
+        started_pool(target, pool, address, settings) as memory,
         restoring(memory.pool.directory, url) as restored_rows,
         progress_bar() as bars,
     ):
