@@ -1,7 +1,7 @@
 """Arguments of `build_app`, as written in ``serve_config.yaml``. Unknown keys are refused.
 
 A change here restarts replicas; what may change while serving is Serve's ``user_config`` (see
-`stages.knobs` and `app.ab`).
+`stages.knobs` and `app.experiments.knobs`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,24 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from app.ab import arm_table
+from app.experiments.args import RoutingArgs
+from app.experiments.table import experiment_table
+from app.load_args import LoadArgs, ReplicaArgs
 from app.memory_args import MemoryArgs
+from app.scoring_args import SCORING_FIELDS, ScoringArgs
+from app.security_args import SecurityArgs
 from app.strict import Name, Strict
-from stages.graph import StageLimits
-from stages.item_index import INDEX_KINDS
+from stages.index_args import ExactIndexArgs, IndexArgs
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs, StageKnobs
 from stages.request import STAGES, StageName
+from stages.stage_arms import StageLimits
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+BUDGET_SHARES: dict[StageName, float] = {"retrieval": 0.5, "cascading": 0.5, "ranking": 0.9}
+"""Share of the time left that a stage may take; what ranking leaves is for making the answer."""
 
 KNOBS: dict[StageName, type[StageKnobs]] = {
     "retrieval": RetrievalKnobs,
@@ -28,20 +36,15 @@ KNOBS: dict[StageName, type[StageKnobs]] = {
 }
 
 
-class VariantArgs(Strict):
+class VariantArgs(ScoringArgs, ReplicaArgs):
     """One arm of a stage: a deployment of its own, named ``<stage>-<arm>``."""
 
     model: Name | None = None
     """The published variant that it serves; the arm's own name when not given."""
-    index: str = "exact"
-    """Kind of item index (retrieval)."""
+    index: IndexArgs = ExactIndexArgs()
+    """Item index (retrieval): the name of a kind, or a section with its parameters."""
     user_config: dict[str, Any] = Field(default={})
     """Initial live settings, see `stages.knobs`."""
-    num_replicas: PositiveInt = 1
-    num_cpus: Annotated[float, Field(ge=0)] = 0.25
-    """CPUs reserved per replica; torch uses as many threads, at least one."""
-    max_ongoing_requests: PositiveInt = 32
-    max_queued_requests: PositiveInt = 256
     poll_s: Seconds = 1.0
     """How often to look for a new version."""
 
@@ -52,6 +55,11 @@ class StageArgs(Strict):
     variants: dict[Name, VariantArgs] = Field(default={"default": VariantArgs()})
     candidates: Annotated[int, Field(ge=1, le=10_000)] = 200
     timeout_ms: PositiveInt = 1000
+    budget_share: Share | None = None
+    """Of the time left before the deadline, what the stage may take (`BUDGET_SHARES` when not
+    given); never more than ``timeout_ms``."""
+    control_share: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Of the stage's time, what is kept for the control arm in case that another arm is lost."""
 
     @model_validator(mode="after")
     def _has_variants(self) -> StageArgs:
@@ -60,17 +68,15 @@ class StageArgs(Strict):
         return self
 
 
-class IngressArgs(Strict):
+class IngressArgs(ReplicaArgs):
     """Replicas of the HTTP edge."""
 
-    num_replicas: PositiveInt = 1
-    num_cpus: Annotated[float, Field(ge=0)] = 0.25
-    max_ongoing_requests: PositiveInt = 64
-    max_queued_requests: PositiveInt = 256
+    max_ongoing_requests: PositiveInt = 256
+    """More than ``load.admission`` lets in, so that it is the edge that refuses, with a reason."""
     poll_s: Seconds = 1.0
     """How often to look at the stages, the catalog and the popular items."""
     user_config: dict[str, Any] = Field(default={})
-    """Initial live settings, see `app.ab.IngressKnobs`."""
+    """Initial live settings, see `app.experiments.knobs`."""
 
 
 class LimitArgs(Strict):
@@ -104,17 +110,38 @@ class AppArgs(Strict):
     ranking: StageArgs = StageArgs(candidates=200)
     ingress: IngressArgs = IngressArgs()
     limits: LimitArgs = LimitArgs()
+    load: LoadArgs = LoadArgs()
+    routing: RoutingArgs = RoutingArgs()
+    security: SecurityArgs = SecurityArgs()
+
+    @model_validator(mode="after")
+    def _edge_sees_the_load(self) -> AppArgs:
+        admission = self.load.admission
+        let_in = admission.max_concurrent + admission.max_concurrent_feedback
+        if self.ingress.max_ongoing_requests <= let_in:
+            raise ValueError(
+                f"ingress.max_ongoing_requests must be above {let_in} (what load.admission lets "
+                f"in), got {self.ingress.max_ongoing_requests}; requests would wait where nobody "
+                "can refuse them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _live_settings(self) -> AppArgs:
-        arm_table(self.ingress.user_config, self.arms())
+        experiment_table(self.routing, self.arms(), self.ingress.user_config)
         for stage in STAGES:
             for name, variant in self.stage(stage).variants.items():
                 KNOBS[stage].model_validate(variant.user_config)
-                if variant.index not in INDEX_KINDS:
+                if stage != "retrieval" and "index" in variant.model_fields_set:
                     raise ValueError(
-                        f"{stage}.variants.{name}.index must be one of {sorted(INDEX_KINDS)}, "
-                        f"got {variant.index!r}"
+                        f"only variants of retrieval have an item index, got one in "
+                        f"{stage}.variants.{name}; remove it"
+                    )
+                given = sorted(variant.model_fields_set.intersection(SCORING_FIELDS))
+                if stage == "retrieval" and given:
+                    raise ValueError(
+                        f"variants of retrieval score no candidates, got {given} in "
+                        f"{stage}.variants.{name}; remove them"
                     )
         return self
 
@@ -131,12 +158,22 @@ class AppArgs(Strict):
         """Names of the variants of every stage."""
         return {stage: tuple(self.stage(stage).variants) for stage in STAGES}
 
+    def controls(self) -> dict[StageName, str]:
+        """The control arm of every stage."""
+        return self.routing.controls(self.arms())
+
     def stage_limits(self) -> dict[StageName, StageLimits]:
         """Candidate counts and timeouts for the stage graph."""
-        return {
-            stage: StageLimits(self.stage(stage).candidates, self.stage(stage).timeout_ms)
-            for stage in STAGES
-        }
+        return {stage: self._limits_of(stage) for stage in STAGES}
+
+    def _limits_of(self, stage: StageName) -> StageLimits:
+        args = self.stage(stage)
+        return StageLimits(
+            candidates=args.candidates,
+            timeout_ms=args.timeout_ms,
+            budget_share=args.budget_share or BUDGET_SHARES[stage],
+            control_share=args.control_share,
+        )
 
 
 def deployment_name(stage: StageName, variant: str) -> str:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from app.args import AppArgs
 from cache_actors.event_log.catalog import catalog_version, read_catalog
 from cache_actors.home import Home
@@ -14,9 +16,12 @@ from cache_actors.registry import ModelRegistry, PublishedModel
 from marm.items import ItemCatalog, ItemFeatures
 from marm.memory import Namespace
 from stages.assemble import published_items
+from stages.item_filters import NO_LISTS, ItemLists
+from stages.knobs import RetrievalKnobs
 from stages.live_model import LiveModel
 from stages.popular import PopularItems
 from stages.request import StageName, StageStatus
+from stages.similar_items import SimilarItems
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,16 +32,22 @@ pass on, and as many again as a request may exclude."""
 
 @dataclass(frozen=True)
 class PopularVersion:
-    """The most popular items of one published retrieval version."""
+    """The most popular items of one published retrieval version, and items like items."""
 
     version: int
     popular: PopularItems
+    similar: SimilarItems
 
     @staticmethod
     def of(published: PublishedModel) -> PopularVersion:
         """Read them from a published version."""
-        ranked = PopularItems.ranked(*published_items(published.items))
-        return PopularVersion(published.version, ranked.head(MAX_POPULAR))
+        items, popularity = published_items(published.items)
+        vectors_MV = np.asarray(published.items["vectors"], np.float32)
+        return PopularVersion(
+            published.version,
+            PopularItems.ranked(items, popularity).head(MAX_POPULAR),
+            SimilarItems.small(items, vectors_MV, popularity, MAX_POPULAR),
+        )
 
 
 class BackgroundState:
@@ -59,6 +70,10 @@ class BackgroundState:
         self._catalog = ItemCatalog(ItemFeatures.empty())
         self._catalog_version = 0
         self._namespaces: dict[tuple[StageName, str], Namespace] = {}
+        self._lists = {
+            name: RetrievalKnobs.model_validate(arm.user_config).lists
+            for name, arm in args.retrieval.variants.items()
+        }
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -71,6 +86,17 @@ class BackgroundState:
         """Items to start from when retrieval does not answer."""
         live = self._live.current
         return PopularItems.empty() if live is None else live.popular
+
+    @property
+    def similar(self) -> SimilarItems | None:
+        """Items like those that a user saw last; None while no version is published."""
+        live = self._live.current
+        return None if live is None else live.similar
+
+    def namespace_of(self, stage: StageName) -> Namespace | None:
+        """The memory that a variant of a stage was seen to read."""
+        found = (space for (name, _), space in self._namespaces.items() if name == stage)
+        return next(found, None)
 
     def start(self) -> None:
         """Read what is stored, then keep refreshing on the running event loop."""
@@ -88,10 +114,16 @@ class BackgroundState:
             await self.refresh_namespaces()
         return set(self._namespaces.values())
 
+    def lists_of(self, variant: str) -> ItemLists:
+        """The block and allow lists that a retrieval variant had when it last answered."""
+        return self._lists.get(variant, NO_LISTS)
+
     async def refresh_namespaces(self) -> None:
-        """Ask every stage variant what it reads."""
+        """Ask every stage variant what it reads and what it may return."""
         for status in await self._statuses():
             self.observe(status.stage, status.variant, status.namespace)
+            if status.stage == "retrieval" and status.lists is not None:
+                self._lists[status.variant] = status.lists
 
     def refresh_files(self) -> None:
         """Look for new items and new versions."""

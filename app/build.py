@@ -21,6 +21,9 @@ from stages.request import STAGES, StageName
 RAY_NAMESPACE = "marm"
 """Where the actors live that outlive an application: memory shards and the log writer."""
 
+RETRY_AFTER_S = 1.0
+"""What Serve tells clients that it refuses itself, before they reach the edge."""
+
 
 def build_app(args: AppArgs) -> Application:
     """Start the home's memory pool where it does not run, and wire stages and edge together.
@@ -40,11 +43,12 @@ def build_app(args: AppArgs) -> Application:
     }
     ingress = serve.deployment(
         name="ingress",
-        num_replicas=args.ingress.num_replicas,
-        max_ongoing_requests=args.ingress.max_ongoing_requests,
-        max_queued_requests=args.ingress.max_queued_requests,
-        ray_actor_options={"num_cpus": args.ingress.num_cpus},
         user_config=args.ingress.user_config,
+        backpressure_config={
+            "status_code": args.load.admission.refusal_status,
+            "retry_after_s": RETRY_AFTER_S,
+        },
+        **args.ingress.deployment_options(),
     )(Ingress)
     return ingress.bind(args, home, pool, handles)
 
@@ -54,7 +58,22 @@ def bind_variant(
 ) -> Application:
     """The bound deployment of one stage variant."""
     variant = args.stage(stage).variants[name]
-    spec = StageSpec(
+    spec = variant_spec(args, stage, name, home, pool)
+    deployment = stage_deployment(
+        spec,
+        name=deployment_name(stage, name),
+        user_config=variant.user_config,
+        options=variant.deployment_options(),
+    )
+    return deployment.bind(spec)
+
+
+def variant_spec(
+    args: AppArgs, stage: StageName, name: str, home: Home, pool: PoolInfo
+) -> StageSpec:
+    """What a replica of a stage variant is told."""
+    variant = args.stage(stage).variants[name]
+    return StageSpec(
         stage=stage,
         variant=name,
         model=variant.model or name,
@@ -64,16 +83,8 @@ def bind_variant(
         num_cpus=variant.num_cpus,
         poll_s=variant.poll_s,
         staleness=args.memory.staleness.bound(),
+        plan=variant.scoring_plan(),
     )
-    deployment = stage_deployment(
-        spec,
-        name=deployment_name(stage, name),
-        num_replicas=variant.num_replicas,
-        max_ongoing_requests=variant.max_ongoing_requests,
-        max_queued_requests=variant.max_queued_requests,
-        user_config=variant.user_config,
-    )
-    return deployment.bind(spec)
 
 
 def start_memory(home: Home, settings: PoolSettings, name: str) -> PoolInfo:

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from marm.events import BINARY_TASKS, WATCH_TIME
+from stages.request import StageName
 
 MAX_EXCLUDED = 1000
+MAX_ALLOWED = 10_000
 MAX_EVENTS = 1000
 MAX_K = 1000
 MAX_WATCH_S = 86_400.0
@@ -29,6 +31,8 @@ class RequestContext(RequestModel):
 
     context_id: ContextId = 0
     exclude_item_ids: Annotated[list[Id], Field(max_length=MAX_EXCLUDED)] = []
+    allow_item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_ALLOWED)] | None = None
+    """Only these items may be returned; every item may when not given."""
     timestamp_ms: Id | None = None
     """Answer as of this moment; the server's time when not given."""
 
@@ -99,12 +103,14 @@ class StageReport(BaseModel):
 
     variant: str
     model_version: int | None
-    source: Literal["retrieval", "popular"] | None
+    source: Literal["retrieval", "popular", "similar"] | None
     candidates_in: int
     candidates_out: int
     ms: float
     memory_depth: int
     rows: RowCounts
+    fallback_of: str = ""
+    """The arm that should have answered, where the stage's control arm did."""
 
 
 class RecommendResponse(BaseModel):
@@ -115,6 +121,15 @@ class RecommendResponse(BaseModel):
     stages: dict[str, StageReport]
     degraded: list[str]
     request_id: str
+    depth: int = 0
+    """Layers of memory behind the order of the items: as many as the model has, or fewer."""
+    arms: dict[StageName, str]
+    """The assigned arm of every stage; what answered is in ``stages``."""
+    experiments: dict[StageName, str]
+    """Keys of the experiments that the user takes part in, by stage."""
+    holdout: bool
+    overridden: list[StageName]
+    """Stages whose arm the caller chose."""
 
 
 class FeedbackReceipt(BaseModel):

@@ -32,6 +32,11 @@ class Home:
         return self.path / "memory"
 
     @property
+    def exposures(self) -> Path:
+        """What was shown to whom, by which arms and model versions."""
+        return self.path / "exposures"
+
+    @property
     def runs(self) -> Path:
         """Checkpoints and reports of training runs."""
         return self.path / "runs"
@@ -42,6 +47,6 @@ class Home:
             raise ValueError(
                 f"home must be a directory, but {self.path} is a file; choose another path"
             )
-        for directory in (self.log, self.models, self.memory, self.runs):
+        for directory in (self.log, self.models, self.memory, self.exposures, self.runs):
             directory.mkdir(parents=True, exist_ok=True)
         return self

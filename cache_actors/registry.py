@@ -33,6 +33,7 @@ from cache_actors.atomic_files import (
     sync_directory,
     sync_file,
 )
+from cache_actors.served_versions import note_served, read_served
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +190,14 @@ class ModelRegistry:
             raise ModelRegistryError(
                 f'{path} must hold {{"version": <number>}} ({error!r}); pin again or delete it'
             ) from error
+
+    def note_served(self, stage: str, variant: str, version: int) -> None:
+        """Note that ``version`` went live somewhere; never fails."""
+        note_served(self._directory(stage, variant), version)
+
+    def served(self, stage: str, variant: str) -> list[int]:
+        """Versions in the order in which they were noted to go live."""
+        return read_served(self._directory(stage, variant))
 
     def prune(self, stage: str, variant: str, keep: int) -> list[int]:
         """Delete all but the newest ``keep`` versions and a pinned one, and what crashed publishers

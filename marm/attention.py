@@ -184,7 +184,8 @@ class MultiLayerTargetAttention(nn.Module):
         Args:
             query_input: layer-0 queries ``[B, query_dim]``.
             slab: stored rows with their live features.
-            memory_UNLD: their cached vectors.
+            memory_UNLD: their cached vectors, of all layers or of the first few only. A layer whose
+                vectors were not given has no keys, which equals a slab of which no row has one.
             memorised_BN: visible rows that have a cached vector (``[B or 1, N]``).
             block: the batch's own events (training); None when nothing in the batch is history of
                 anything else.
@@ -203,8 +204,10 @@ class MultiLayerTargetAttention(nn.Module):
             # Normalised apart: cached vectors are far larger than embeddings, which carry the
             # feedback and would vanish in a common normalisation.
             cached, live = self.memory_norms[index], self.feature_norms[index + 1]
-            formed = torch.cat([cached(memory_UNLD[:, :, index]), live(slab.features)], dim=-1)
-            key_sets = [Keys(formed, memorised_BN, slab_bias[index + 1], slab.user_row)]
+            key_sets = []
+            if index < memory_UNLD.shape[2]:
+                formed = torch.cat([cached(memory_UNLD[:, :, index]), live(slab.features)], dim=-1)
+                key_sets.append(Keys(formed, memorised_BN, slab_bias[index + 1], slab.user_row))
             if block is not None:
                 own = y if block_memory_BLD is None else block_memory_BLD[:, index]
                 formed = torch.cat([cached(own), live(block.features)], dim=-1)

@@ -38,6 +38,8 @@ class ModelConfig:
         num_experts: experts of the multi-gate mixture (ranking).
         expert_dim: width of an expert and of the towers.
         output_dim: V, width of user and item vectors (retrieval).
+        num_user_vectors: vectors per user, one per interest (retrieval). Each costs a pass of the
+            queries through all layers.
         positive_task: the label that makes an event a positive for retrieval and cascading.
     """
 
@@ -56,6 +58,7 @@ class ModelConfig:
     num_experts: int = 3
     expert_dim: int = 64
     output_dim: int = 32
+    num_user_vectors: int = 1
     positive_task: str = "long_view"
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class ModelConfig:
             "num_experts",
             "expert_dim",
             "output_dim",
+            "num_user_vectors",
         ):
             _at_least(name, getattr(self, name), 1)
         _subset("tasks", self.tasks, TASKS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from marm.config import ModelConfig
@@ -59,6 +60,16 @@ class BlockInputs:
 
 
 @dataclass(frozen=True)
+class CategoryInputs:
+    """Tags and authors of one request's candidates ``[M]`` and stored rows ``[N]``."""
+
+    candidate_tag: NDArray[np.int64]
+    candidate_author: NDArray[np.int64]
+    row_tag: NDArray[np.int64]
+    row_author: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class ModelInputs:
     """All a forward pass needs besides weights."""
 
@@ -67,6 +78,7 @@ class ModelInputs:
     context_slots_B: NDArray[np.int64]
     slab: SlabInputs
     block: BlockInputs | None
+    categories: CategoryInputs | None = None  # of one user's candidates
 
     def __len__(self) -> int:
         return len(self.target_slots_BK)
@@ -123,12 +135,19 @@ class InputBuilder:
         slots = self._item_slots(
             candidates.item_id, candidates.author_id, candidates.tag_id, candidates.duration_ms
         )
+        slab = Slab.of(rows, int(rows.counts[0]))
         return ModelInputs(
             slots,
-            self._table.slots("user", np.repeat(rows.user_ids, len(candidates))),
-            self._table.slots("context", np.full(len(candidates), context_id, np.int64)),
-            self._slab(rows, int(rows.counts[0]), query, np.zeros(1, np.int64)),
+            np.repeat(self._table.slots("user", rows.user_ids), len(candidates)),
+            np.repeat(self._table.slots("context", [context_id]), len(candidates)),
+            self._slab_inputs(slab, query, np.zeros(1, np.int64)),
             None,
+            CategoryInputs(
+                candidates.tag_id,
+                candidates.author_id,
+                slab.rows["tag_id"][0],
+                slab.rows["author_id"][0],
+            ),
         )
 
     def item_slots(self, items: ItemFeatures) -> NDArray[np.int64]:
@@ -149,11 +168,13 @@ class InputBuilder:
     def _slab(
         self, rows: UserRows, num_columns: int, queries: Queries, newer_B: NDArray[np.int64]
     ) -> SlabInputs:
+        return self._slab_inputs(Slab.of(rows, num_columns), queries, newer_B)
+
+    def _slab_inputs(self, slab: Slab, queries: Queries, newer_B: NDArray[np.int64]) -> SlabInputs:
         config = self._config
-        slab = Slab.of(rows, num_columns)
         view = view_slab(slab, queries, newer_B, config.history_length)
         columns = slab.rows
-        memory = columns["memory"][:, :, : config.depth].astype(np.float32)
+        memory = single_precision(columns["memory"][:, :, : config.depth])
         return SlabInputs(
             self._row_slots(
                 columns["item_id"], columns["author_id"], columns["tag_id"], columns["context_id"]
@@ -193,6 +214,13 @@ class InputBuilder:
             ],
             axis=-1,
         )
+
+
+def single_precision(x: NDArray) -> NDArray[np.float32]:
+    """``x`` as float32. torch converts half precision by vector, numpy one by one."""
+    if x.dtype != np.float16:
+        return x.astype(np.float32)
+    return torch.from_numpy(x).float().numpy()
 
 
 def _positions(user_ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:

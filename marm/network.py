@@ -10,16 +10,21 @@ Shape legend: B queries, U users, N slab length, L layers, D row width, F featur
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from marm.amortised import AmortisedAttention, UserHistory
 from marm.attention import KeySource, MultiLayerTargetAttention
 from marm.config import ModelConfig
 from marm.events import NUM_WATCH_BUCKETS
 from marm.inputs import Feedback, ModelInputs
+from marm.precision import build_precision
+from marm.scoring_plan import ScoringPlan
+from marm.search import AllRows, Categories, Found
 from marm.sequence import View
 from marm.sparse import HashedTable, SparseRows
 
@@ -64,6 +69,27 @@ def embed(table: HashedTable, inputs: ModelInputs) -> Embedded:
     )
 
 
+def look_up(table: HashedTable, inputs: ModelInputs) -> Embedded:
+    """`embed` for inference: the same embeddings, with no rows gathered for a gradient."""
+    weight = table.weight
+    nothing = SparseRows(torch.empty(0, dtype=torch.int64), weight[:0])
+    return Embedded(
+        nothing,
+        _sum_slots(weight, inputs.target_slots_BK),
+        _sum_slots(weight, inputs.user_slots_B[:, None]),
+        _sum_slots(weight, inputs.context_slots_B[:, None]),
+        _sum_slots(weight, inputs.slab.slots_UNK),
+        None if inputs.block is None else _sum_slots(weight, inputs.block.slots_BK),
+        inputs,
+        weight.device,
+    )
+
+
+def _sum_slots(weight: Tensor, slots: NDArray[np.int64]) -> Tensor:
+    every = SparseRows(torch.empty(0, dtype=torch.int64), weight)
+    return _sum_features(every, torch.from_numpy(slots).to(weight.device))
+
+
 def embed_items(table: HashedTable, slots_MK: NDArray[np.int64]) -> Tensor:
     """Embeddings ``[M, F]`` of items alone, outside any request."""
     rows, positions = table.rows_of(slots_MK)
@@ -96,12 +122,39 @@ class SequenceNetwork(nn.Module):
             config.num_heads,
             config.recency,
         )
+        self._amortised: AmortisedAttention | None = None
+
+    def freeze(self, plan: ScoringPlan) -> None:
+        """From now on pass all candidates of a request through the attention at once, with the
+        weights as they are now (`marm.amortised`). Training, and loading other weights, ends it.
+        """
+        device = self.watch_bucket.weight.device
+        self._amortised = AmortisedAttention(
+            self.attention, build_precision(plan.precision, device), plan.search
+        )
+
+    def unfreeze(self) -> None:
+        """Back to the plain path, which sees every change of the weights."""
+        self._amortised = None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # Called whichever module the weights are loaded into.
+        self.unfreeze()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> SequenceNetwork:
+        """See `nn.Module.train`: weights are about to change."""
+        if mode:
+            self.unfreeze()
+        return super().train(mode)
 
     def forward(
         self, query_BF: Tensor, embedded: Embedded, block_memory_BLD: Tensor | None = None
     ) -> list[Tensor]:
         """``[y_1, ..., y_{L+1}]`` of the queries, each ``[B, D]``."""
         inputs, device = embedded.inputs, embedded.device
+        if self._amortised is not None and inputs.categories is not None:
+            return self._amortised.outputs(query_BF, self._history(embedded))
         slab = inputs.slab
         keys = self._keys(embedded.slab_UNF, slab.feedback, slab.view, slab.user_row_B, device)
         memory = torch.from_numpy(slab.memory_UNLD).to(device)
@@ -112,6 +165,39 @@ class SequenceNetwork(nn.Module):
                 embedded.block_BF, inputs.block.feedback, inputs.block.view, None, device
             )
         return self.attention(query_BF, keys, memory, memorised, block, block_memory_BLD)
+
+    def search_rows(self, query_BF: Tensor, embedded: Embedded) -> list[Found]:
+        """What the search of each layer finds for one user's candidates, as positions among the
+        slab's rows.
+
+        Raises:
+            ValueError: when the network is not frozen with a search.
+        """
+        if self._amortised is None or isinstance(self._amortised.search, AllRows):
+            raise ValueError(
+                "the model attends to all rows; freeze it with a search, such as "
+                "ScoringPlan(search=TopRows(100)), and ask again"
+            )
+        found: list[Found] = []
+        self._amortised.outputs(query_BF, self._history(embedded), found)
+        return found
+
+    def _history(self, embedded: Embedded) -> UserHistory:
+        """The rows of a request's only user, as all of its candidates see them."""
+        inputs, device = embedded.inputs, embedded.device
+        slab, of = inputs.slab, inputs.categories
+        assert of is not None
+        columns = (of.candidate_tag, of.candidate_author, of.row_tag, of.row_author)
+        keys = self._keys(embedded.slab_UNF, slab.feedback, slab.view, None, device)
+        return UserHistory(
+            keys.features[0],
+            torch.from_numpy(slab.memory_UNLD[0]).to(device),
+            keys.visible[0],
+            torch.from_numpy(slab.memorised_BN[0]).to(device),
+            keys.distance[0],
+            keys.gap[0],
+            Categories(*(torch.from_numpy(np.ascontiguousarray(c)).to(device) for c in columns)),
+        )
 
     def _keys(
         self,

@@ -3,6 +3,12 @@
 Section 2.3 and Fig. 4(c): no candidate exists yet, so the user-id embedding takes the place of the
 target item through all layers, over the user's newest rows. Trained with an in-batch softmax whose
 logits are corrected by log Q, the log frequency of each item as a negative.
+
+A user may have several vectors, one per interest: a learned vector of each interest is added to the
+query, which so attends to other rows in every layer. An item's score is that of the nearest vector,
+in training as in the search of items, so every positive teaches the interest that is nearest to it.
+
+Shape legend: B queries, K user vectors, V vector width, F feature dim.
 """
 
 from __future__ import annotations
@@ -16,10 +22,12 @@ from marm.config import ModelConfig
 from marm.inputs import ModelInputs
 from marm.items import ItemFeatures
 from marm.memory import UserRows
-from marm.network import Embedded, SequenceNetwork, embed_items
+from marm.network import Embedded, SequenceNetwork, embed_items, look_up
 from marm.stage_model import Net, StageModel, StepOutput, check_single_user
 
 TEMPERATURE = 0.1
+INTEREST_SCALE = 0.05
+"""Of the initial interests: apart, and no larger than embeddings that have learned something."""
 
 
 class RetrieverNet(nn.Module):
@@ -28,6 +36,11 @@ class RetrieverNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.sequence = SequenceNetwork(config)
+        self.num_user_vectors = config.num_user_vectors
+        if config.num_user_vectors > 1:
+            self.interests = nn.Parameter(
+                torch.randn(config.num_user_vectors, config.feature_dim) * INTEREST_SCALE
+            )
         self.user_tower = nn.Sequential(
             nn.LayerNorm(config.attention_dim), nn.Linear(config.attention_dim, config.output_dim)
         )
@@ -41,17 +54,34 @@ class RetrieverNet(nn.Module):
     def forward(
         self, embedded: Embedded, block_memory_BLD: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Unit user and item vectors of the batch, both ``[B, V]``."""
+        """Unit user vectors ``[B*K, V]``, those of a query side by side, and item vectors
+        ``[B, V]``."""
         return (
             self.user_vectors(embedded, block_memory_BLD),
             self.item_vectors(embedded.target_BF),
         )
 
     def user_vectors(self, embedded: Embedded, block_memory_BLD: Tensor | None = None) -> Tensor:
-        """``[B, V]`` unit vectors of the users of the queries."""
-        query = embedded.user_BF + embedded.context_BF
-        outputs = self.sequence(query, embedded, block_memory_BLD)
-        return nn.functional.normalize(self.user_tower(outputs[-1]), dim=-1)
+        """``[B*K, V]`` unit vectors of the users of the queries."""
+        query_BF = embedded.user_BF + embedded.context_BF
+        if self.num_user_vectors == 1:
+            outputs = self.sequence(query_BF, embedded, block_memory_BLD)[-1]
+        elif len(query_BF) == 1 and embedded.inputs.block is None:
+            # A request: the interests share the rows as candidates do, in one pass.
+            outputs = self.sequence(query_BF + self.interests, embedded)[-1]
+        else:
+            outputs = self._outputs_by_interest(query_BF, embedded, block_memory_BLD)
+        return nn.functional.normalize(self.user_tower(outputs), dim=-1)
+
+    def _outputs_by_interest(
+        self, query_BF: Tensor, embedded: Embedded, block_memory_BLD: Tensor | None
+    ) -> Tensor:
+        """``[B*K, D]``, one pass of all queries per interest."""
+        passes = [
+            self.sequence(query_BF + interest_F, embedded, block_memory_BLD)[-1]
+            for interest_F in self.interests
+        ]
+        return torch.stack(passes, dim=1).flatten(0, 1)
 
     def item_vectors(self, item_BF: Tensor) -> Tensor:
         """``[B, V]`` unit vectors of embedded items."""
@@ -77,10 +107,13 @@ class Retriever(StageModel):
         block_memory_BLD: Tensor | None = None,
     ) -> StepOutput:
         """See `StageModel.training_forward`; only positive events are queries of the softmax."""
-        user_BV, item_BV = (vectors.float() for vectors in net(embedded, block_memory_BLD))
+        users, item_BV = (vectors.float() for vectors in net(embedded, block_memory_BLD))
         slots = self.item_slots(embedded.inputs)
-        with torch.autocast(user_BV.device.type, enabled=False):  # half precision would make ties
-            logits = user_BV @ item_BV.T / TEMPERATURE
+        with torch.autocast(users.device.type, enabled=False):  # half precision would make ties
+            by_vector = (users @ item_BV.T).view(
+                len(item_BV), self.config.num_user_vectors, len(item_BV)
+            )
+            logits = best_of_vectors(by_vector) / TEMPERATURE
         own = logits.diagonal()
         corrected = logits - self.stats.log_frequency(slots)[None, :]
         # The positive item is no negative of itself, wherever else in the batch it occurs.
@@ -98,17 +131,35 @@ class Retriever(StageModel):
         return int((labels_B[:, self._task_columns] > 0).sum())
 
     @torch.inference_mode()
-    def user_vector(
+    def user_vectors(
         self, rows: UserRows, user_id: int, now_ms: int, context_id: int = 0
     ) -> NDArray[np.float32]:
-        """The user's vector ``[V]`` given his newest rows.
+        """The user's vectors ``[K, V]`` given his newest rows.
 
         Raises:
             ValueError: when ``rows`` is not of exactly this user.
         """
         check_single_user(rows, user_id)
         inputs = self._user_inputs(rows, now_ms, context_id)
-        return self._towers.user_vectors(self.embed(inputs))[0].float().cpu().numpy()
+        return self._towers.user_vectors(look_up(self.table, inputs)).float().cpu().numpy()
+
+    def user_vector(
+        self, rows: UserRows, user_id: int, now_ms: int, context_id: int = 0
+    ) -> NDArray[np.float32]:
+        """The user's only vector ``[V]``; see `user_vectors`.
+
+        Raises:
+            ValueError: when ``rows`` is not of exactly this user, or when there are several
+                vectors per user.
+        """
+        vectors_KV = self.user_vectors(rows, user_id, now_ms, context_id)
+        if len(vectors_KV) != 1:
+            raise ValueError(
+                f"expected a model with one vector per user, got {len(vectors_KV)}; "
+                "use user_vectors and take the best score of each item"
+            )
+        only_V: NDArray[np.float32] = vectors_KV[0]
+        return only_V
 
     @torch.inference_mode()
     def item_vectors(self, items: ItemFeatures) -> NDArray[np.float32]:
@@ -126,3 +177,8 @@ class Retriever(StageModel):
     def _user_inputs(self, rows: UserRows, now_ms: int, context_id: int) -> ModelInputs:
         nobody = ItemFeatures(*(np.zeros(1, np.int64) for _ in range(4)))
         return self.inputs.for_candidates(rows, nobody, now_ms, context_id)
+
+
+def best_of_vectors(scores_BKM: Tensor) -> Tensor:
+    """``[B, M]``: each item's score with the nearest of the user's vectors, which alone learns."""
+    return scores_BKM.max(dim=1).values

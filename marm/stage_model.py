@@ -19,7 +19,7 @@ from marm.events import TASKS, WATCH_TIME
 from marm.inputs import InputBuilder, ModelInputs
 from marm.item_stats import ItemStats
 from marm.memory import UserRows
-from marm.network import Embedded, embed
+from marm.network import Embedded, embed, look_up
 from marm.sparse import HashedTable
 
 Net = Callable[..., "tuple[Tensor, Tensor]"]
@@ -50,6 +50,10 @@ class StageModel(nn.Module, ABC):
     def embed(self, inputs: ModelInputs) -> Embedded:
         """Look up the table rows of ``inputs`` (Eq. 2)."""
         return embed(self.table, inputs)
+
+    def look_up(self, inputs: ModelInputs) -> Embedded:
+        """`embed` for inference: the same embeddings, nothing collects a gradient."""
+        return look_up(self.table, inputs)
 
     def targets(self, labels_B: NDArray[np.float32]) -> Tensor:
         """Training targets ``[B, T]`` of `EventBatch.labels`: watch time as log1p of seconds."""

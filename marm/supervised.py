@@ -9,7 +9,9 @@ from torch import Tensor
 
 from marm.items import ItemFeatures
 from marm.memory import UserRows
-from marm.network import Embedded
+from marm.network import Embedded, SequenceNetwork
+from marm.scoring_plan import ScoringPlan
+from marm.search import layer_overlap
 from marm.stage_model import Net, StageModel, StepOutput, check_single_user
 
 
@@ -48,5 +50,42 @@ class SupervisedModel(StageModel):
         """
         check_single_user(rows, user_id)
         inputs = self.inputs.for_candidates(rows, candidates, now_ms, context_id)
-        logits, _ = self.net(self.embed(inputs), self.item_prior(self.item_slots(inputs)))
+        logits, _ = self.net(self.look_up(inputs), self.item_prior(self.item_slots(inputs)))
         return self.probabilities(logits)
+
+    def freeze(self, plan: ScoringPlan) -> None:
+        """Predict with the amortised attention of ``plan`` from now on, with the weights as they
+        are now. Training, and loading other weights, goes back to the plain one.
+
+        Raises:
+            ValueError: when the device cannot compute what the plan asks for.
+        """
+        self._sequence.freeze(plan)
+
+    @torch.inference_mode()
+    def layer_overlap(
+        self,
+        rows: UserRows,
+        user_id: int,
+        candidates: ItemFeatures,
+        now_ms: int,
+        context_id: int,
+    ) -> NDArray[np.float32]:
+        """Fig. 6: the Jaccard overlap of the rows that the layers' searches find, ``[L+1, L+1]``.
+
+        Raises:
+            ValueError: when ``rows`` is not of exactly this user, or the model is not frozen with
+                a search.
+        """
+        check_single_user(rows, user_id)
+        inputs = self.inputs.for_candidates(rows, candidates, now_ms, context_id)
+        embedded = self.look_up(inputs)
+        query = embedded.target_BF + embedded.context_BF
+        found = self._sequence.search_rows(query, embedded)
+        return layer_overlap(found, embedded.slab_UNF.shape[1]).cpu().numpy()
+
+    @property
+    def _sequence(self) -> SequenceNetwork:
+        sequence = self.net.sequence
+        assert isinstance(sequence, SequenceNetwork)
+        return sequence

@@ -6,31 +6,38 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cache_actors.registry import PublishedModel
 from marm.config import ModelConfig
 from marm.items import ItemFeatures
-from marm.memory import RAW_STEP, Namespace, UserRows
-from marm.model_factory import build_model
+from marm.memory import Namespace
+from marm.model_factory import Model, build_model
+from marm.scoring_plan import ScoringPlan
+from marm.supervised import SupervisedModel
 from stages.cascading import CascadingStage
 from stages.history import MemoryReader
-from stages.item_index import build_item_index
-from stages.models import CascadingModel, RankingModel, RetrievalModel, check_scores
+from stages.index_args import IndexArgs
+from stages.index_build import build_item_index
+from stages.models import CascadingModel, RankingModel, RetrievalModel
 from stages.popular import PopularItems
 from stages.ranking import RankingStage
 from stages.retrieval import RetrievalStage
+from stages.version_checks import (
+    check_memory,
+    check_probe,
+    load_weights,
+    recorded_probe,
+    warm,
+)
 
 OpenMemory = Callable[[Namespace], MemoryReader]
 """How a stage gets a reader of a namespace."""
 
-ITEM_COLUMNS = ("item_id", "author_id", "tag_id", "duration_ms", "popularity")
+EXACT = ScoringPlan()
+"""Every row, in single precision."""
 
-PROBE_USER = 0
-PROBE_NOW_MS = 1_000_000
-PROBE_ITEMS = ItemFeatures(*(np.zeros(2, np.int64) for _ in range(4)))
-"""A version must answer a made-up request before it goes live; that also warms it up."""
+ITEM_COLUMNS = ("item_id", "author_id", "tag_id", "duration_ms", "popularity")
 
 
 def published_config(published: PublishedModel, stage: str) -> ModelConfig:
@@ -52,27 +59,24 @@ def published_config(published: PublishedModel, stage: str) -> ModelConfig:
     return config
 
 
-def load_module(published: PublishedModel, config: ModelConfig) -> torch.nn.Module:
-    """The model of a version with its weights, ready to score."""
-    tensors: dict[str, torch.Tensor] = dict(published.tensors)
-    broken = [
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-    ]
-    if broken:
-        raise ValueError(f"tensors {broken[:3]} hold NaN or infinity; train it again")
-    module = build_model(config)
-    module.load_state_dict(tensors)
-    module.requires_grad_(False)
-    return module.eval()
+def load_module(published: PublishedModel, config: ModelConfig, plan: ScoringPlan = EXACT) -> Model:
+    """The model of a version with its weights, ready to score as ``plan`` says, and warm."""
+    model = build_model(config)
+    load_weights(model, published.tensors)
+    model.requires_grad_(False)
+    model.eval()
+    check_probe(model, recorded_probe(published.config))
+    if isinstance(model, SupervisedModel):
+        model.freeze(plan)
+    warm(model, config.history_length)
+    return model
 
 
-def one_row(namespace: Namespace) -> UserRows:
-    """A raw row of the probe's user."""
-    rows = np.zeros(1, namespace.row_dtype)
-    rows["written_step"] = RAW_STEP
-    return UserRows(np.array([PROBE_USER]), np.array([0, 1]), rows)
+def checked_memory(open_memory: OpenMemory, namespace: Namespace) -> MemoryReader:
+    """A reader of ``namespace``, after a first read."""
+    memory = open_memory(namespace)
+    check_memory(memory, namespace)
+    return memory
 
 
 def published_items(items: Mapping[str, NDArray]) -> tuple[ItemFeatures, NDArray[np.float32]]:
@@ -85,9 +89,12 @@ def published_items(items: Mapping[str, NDArray]) -> tuple[ItemFeatures, NDArray
 
 
 def build_retrieval(
-    published: PublishedModel, open_memory: OpenMemory, index_kind: str
+    published: PublishedModel,
+    open_memory: OpenMemory,
+    index: IndexArgs | str = "exact",
+    num_threads: int = 1,
 ) -> RetrievalStage:
-    """A retrieval stage of a published version."""
+    """A retrieval stage of a published version; ``index`` is as `build_item_index` takes it."""
     config = published_config(published, "retrieval")
     items, popularity = published_items(published.items)
     if "vectors" not in published.items:
@@ -99,49 +106,45 @@ def build_retrieval(
             "publish the retrieval model again"
         )
     model = cast(RetrievalModel, load_module(published, config))
-    vector_V = model.user_vector(one_row(config.namespace), PROBE_USER, PROBE_NOW_MS, 0)
-    check_scores(vector_V, (config.output_dim,), "its user vector")
     return RetrievalStage(
         variant=published.variant,
         version=published.version,
         model=model,
-        memory=open_memory(config.namespace),
+        memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
         depth=config.depth,
-        index=build_item_index(index_kind, items, vectors_MV),
+        index=build_item_index(index, items, vectors_MV, num_threads),
         popular=PopularItems.ranked(items, popularity),
     )
 
 
-def build_cascading(published: PublishedModel, open_memory: OpenMemory) -> CascadingStage:
-    """A cascading stage of a published version."""
+def build_cascading(
+    published: PublishedModel, open_memory: OpenMemory, plan: ScoringPlan = EXACT
+) -> CascadingStage:
+    """A cascading stage of a published version that scores as ``plan`` says."""
     config = published_config(published, "cascading")
-    model = cast(CascadingModel, load_module(published, config))
-    rows = one_row(config.namespace)
-    scores_M = model.score(rows, PROBE_USER, PROBE_ITEMS, PROBE_NOW_MS, 0)
-    check_scores(scores_M, (len(PROBE_ITEMS),), "its probe")
+    model = cast(CascadingModel, load_module(published, config, plan))
     return CascadingStage(
         variant=published.variant,
         version=published.version,
         model=model,
-        memory=open_memory(config.namespace),
+        memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
         depth=config.depth,
     )
 
 
-def build_ranking(published: PublishedModel, open_memory: OpenMemory) -> RankingStage:
-    """A ranking stage of a published version."""
+def build_ranking(
+    published: PublishedModel, open_memory: OpenMemory, plan: ScoringPlan = EXACT
+) -> RankingStage:
+    """A ranking stage of a published version that scores as ``plan`` says."""
     config = published_config(published, "ranking")
-    model = cast(RankingModel, load_module(published, config))
-    rows = one_row(config.namespace)
-    scores_MT = model.score(rows, PROBE_USER, PROBE_ITEMS, PROBE_NOW_MS, 0)
-    check_scores(scores_MT, (len(PROBE_ITEMS), len(config.tasks)), "its probe")
+    model = cast(RankingModel, load_module(published, config, plan))
     return RankingStage(
         variant=published.variant,
         version=published.version,
         model=model,
-        memory=open_memory(config.namespace),
+        memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
         depth=config.depth,
         tasks=config.tasks,

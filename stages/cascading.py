@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from marm.memory import Namespace
+from stages.batching import NotScoredError
 from stages.fusion import best_first
-from stages.history import MemoryReader, read_history
+from stages.history import MemoryReader
 from stages.knobs import CascadingKnobs
 from stages.models import CascadingModel, check_scores
 from stages.request import StageRequest, StageResult
+from stages.scoring import CandidateScorer
 
 
 @dataclass(frozen=True)
 class CascadingStage:
-    """One loaded version of a cascading model."""
+    """One loaded version of a cascading model: thousands of candidates in, hundreds out."""
 
     variant: str
     version: int
@@ -22,6 +24,11 @@ class CascadingStage:
     memory: MemoryReader
     history_length: int
     depth: int
+    scorer: CandidateScorer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scorer = CandidateScorer.of(self.model, self.memory, self.history_length, self.depth)
+        object.__setattr__(self, "scorer", scorer)
 
     @property
     def namespace(self) -> Namespace:
@@ -30,10 +37,17 @@ class CascadingStage:
 
     def run(self, request: StageRequest, knobs: CascadingKnobs) -> StageResult:
         """Keep the ``request.limit`` most promising candidates."""
-        history = read_history(self.memory, request, self.history_length, self.depth)
-        scores_M = self.model.score(
-            history.rows, request.user_id, request.candidates, history.now_ms, request.context_id
-        )
+        try:
+            scored = self.scorer.score(request, knobs)
+        except NotScoredError as error:
+            return StageResult(
+                "cascading",
+                self.variant,
+                outcome="late",
+                num_in=len(request.candidates),
+                reason=str(error),
+            )
+        scores_M = scored.scores
         check_scores(scores_M, (len(request.candidates),), f"cascading/{self.variant}")
         kept = best_first(scores_M, request.limit)
         return StageResult(
@@ -43,6 +57,7 @@ class CascadingStage:
             namespace=self.namespace,
             candidates=request.candidates.take(kept),
             scores=scores_M[kept],
-            rows=history.read,
+            rows=scored.history.read,
             num_in=len(request.candidates),
+            reason="; ".join(scored.notes),
         )

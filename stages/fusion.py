@@ -1,25 +1,75 @@
-"""From predictions per task to one score per candidate. Shapes: M candidates, T tasks."""
+"""From predictions per task to one score per candidate. Shapes: M candidates, T tasks.
+
+`stages.fusion_rules` has the settings that these are made from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def fuse_task_scores(
-    tasks: tuple[str, ...], task_scores_MT: NDArray[np.float32], weights: Mapping[str, float]
-) -> NDArray[np.float32]:
-    """The weighted sum over the tasks that both the model and ``weights`` know, ``[M]``.
+class Fusion(Protocol):
+    """A formula over the tasks of one model."""
 
-    A model that learned none of the weighted tasks is fused with equal weights, so that a model
-    of one unusual task can be served without other configuration.
+    def fuse(self, task_scores_MT: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One finite score per candidate, ``[M]``; the highest is the best."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """``sum_t weight_t * p_t``."""
+
+    weight_T: NDArray[np.float32]
+
+    def fuse(self, task_scores_MT: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Fusion.fuse`."""
+        return (task_scores_MT @ self.weight_T).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class PowerProduct:
+    """``prod_t (alpha_t + p_t) ^ beta_t``.
+
+    An item must be good at every task: unlike in a sum, one excellent prediction doesn't make up
+    for a poor one. ``beta_t`` is how much a task counts, ``alpha_t`` how little a prediction near
+    zero hurts. A task with ``beta_t`` 0 does not count.
     """
-    weight_T = np.array([weights.get(task, 0.0) for task in tasks], np.float32)
-    if not weight_T.any():
-        weight_T = np.ones(len(tasks), np.float32)
-    return (task_scores_MT @ weight_T).astype(np.float32)
+
+    alpha_T: NDArray[np.float64]
+    beta_T: NDArray[np.float64]
+
+    def fuse(self, task_scores_MT: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Fusion.fuse`."""
+        # Predictions are never negative; what rounding left below zero must not meet a logarithm.
+        factors_MT = np.log(self.alpha_T + np.maximum(task_scores_MT, 0.0, dtype=np.float64))
+        return np.exp(factors_MT @ self.beta_T).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class RankFusion:
+    """``sum_t weight_t / (smoothing + rank_t)``, with ``rank_t`` 1 for the best candidate of task t
+    and the same for equal ones (reciprocal rank fusion, Cormack et al., SIGIR 2009).
+
+    It looks at the order alone, so tasks of any scale and calibration can be joined. A score has a
+    meaning only among the candidates of its request.
+    """
+
+    weight_T: NDArray[np.float64]
+    smoothing: float
+
+    def fuse(self, task_scores_MT: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Fusion.fuse`."""
+        fused_M = np.zeros(len(task_scores_MT), np.float64)
+        for column in np.flatnonzero(self.weight_T):
+            falling_M = -task_scores_MT[:, column]
+            rank_M = 1 + np.searchsorted(np.sort(falling_M), falling_M, side="left")
+            fused_M += self.weight_T[column] / (self.smoothing + rank_M)
+        return fused_M.astype(np.float32)
 
 
 def best_first(scores_M: NDArray[np.float32], limit: int) -> NDArray[np.int64]:

@@ -6,43 +6,39 @@ test over plain objects.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marm.items import ItemFeatures
-from stages.popular import PopularItems
-from stages.request import StageName, StageRequest, StageResult
-
-logger = logging.getLogger("ray.serve")
-
-StageCall = Callable[[StageRequest], Awaitable[StageResult]]
-"""One stage variant, wherever it runs."""
+from stages.breaker import BreakerPolicy
+from stages.fallback import FallbackRetrieval
+from stages.request import STAGES, StageName, StageRequest, StageResult
+from stages.stage_arms import StageArms, StageLimits
+from stages.variant import CallObserver, NobodyCounts, StageCall
 
 Arms = Mapping[StageName, str]
 """The variant that serves a user, per stage."""
 
 
 @dataclass(frozen=True)
-class StageLimits:
-    """How many candidates leave a stage, and how long it may take."""
-
-    candidates: int
-    timeout_ms: int
-
-
-@dataclass(frozen=True)
 class GraphResult:
-    """The answer to a request: items best first, each stage that took part, what was lost."""
+    """The answer to a request: items best first, each stage that took part, what was lost.
+
+    ``asked`` has what each stage was asked, so that another variant can be asked the same.
+    """
 
     final: StageResult
     stages: dict[StageName, StageResult] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()
+    asked: dict[StageName, StageRequest] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """Layers of memory behind the order of the answer."""
+        return self.final.rows.depth
 
 
 class StageGraph:
@@ -52,82 +48,79 @@ class StageGraph:
         self,
         calls: Mapping[StageName, Mapping[str, StageCall]],
         limits: Mapping[StageName, StageLimits],
-        popular: Callable[[], PopularItems],
+        fallback: FallbackRetrieval,
+        control: Arms | None = None,
+        breaker: BreakerPolicy | None = None,
+        observer: CallObserver | None = None,
     ) -> None:
-        """``popular`` gives the items to start from when retrieval does not answer."""
-        self._calls = calls
-        self._limits = limits
-        self._popular = popular
+        """Wire the stages up.
+
+        Args:
+            calls: every variant of every stage.
+            limits: how many candidates leave a stage, and how long it may take.
+            fallback: where candidates come from when retrieval does not answer.
+            control: the arm of each stage that stands in for a lost one; a stage's first variant
+                when not given.
+            breaker: when a variant is left alone.
+            observer: counts the calls.
+
+        Raises:
+            ValueError: a control arm is not among the variants.
+        """
+        named = control or {}
+        self._fallback = fallback
+        self._stages = {
+            stage: StageArms(
+                stage,
+                calls[stage],
+                named.get(stage, next(iter(calls[stage]))),
+                limits[stage],
+                breaker or BreakerPolicy(),
+                observer or NobodyCounts(),
+            )
+            for stage in STAGES
+        }
+
+    def arms_of(self, stage: StageName) -> StageArms:
+        """One stage's arms."""
+        return self._stages[stage]
 
     async def recommend(self, request: StageRequest, arms: Arms) -> GraphResult:
         """The ``request.limit`` best items for a user."""
         stages: dict[StageName, StageResult] = {}
+        asked: dict[StageName, StageRequest] = {}
         degraded: list[str] = []
-        limit = max(self._limits["retrieval"].candidates, request.limit)
-        result = await self._call("retrieval", arms, replace(request, limit=limit), degraded)
-        if result is None:
-            result = self._popular_result(request, arms["retrieval"], limit)
-        stages["retrieval"] = result
-        for stage in ("cascading", "ranking"):
-            if not len(result):
-                break
-            limit = self._limits[stage].candidates if stage == "cascading" else request.limit
-            narrowed = request.with_candidates(result.candidates, max(limit, request.limit))
-            answer = await self._call(stage, arms, narrowed, degraded)
+
+        async def ask(stage: StageName, question: StageRequest) -> StageResult | None:
+            asked[stage] = question
+            answer = await self._stages[stage].ask(question, arms[stage], degraded)
             if answer is not None:
-                result = stages[stage] = answer
-        return GraphResult(
-            final=truncated(result, request.limit), stages=stages, degraded=tuple(degraded)
-        )
+                stages[stage] = answer
+            return answer
 
-    async def _call(
-        self, stage: StageName, arms: Arms, request: StageRequest, degraded: list[str]
-    ) -> StageResult | None:
-        """One stage's answer; None, with the reason in ``degraded``, when there is none."""
-        remaining_ms = request.deadline_ms - time.time() * 1000
-        budget_ms = min(self._limits[stage].timeout_ms, remaining_ms)
-        if budget_ms <= 0:
-            degraded.append(f"{stage}: skipped, no time was left before the deadline")
-            return None
-        deadline_ms = int(time.time() * 1000 + budget_ms)
-        call = self._calls[stage][arms[stage]](replace(request, deadline_ms=deadline_ms))
-        try:
-            result = await asyncio.wait_for(call, budget_ms / 1000)
-        except TimeoutError:
-            degraded.append(f"{stage}: no answer within {budget_ms:.0f} ms")
-            return None
-        except Exception as error:
-            # A stage may fail in any way; the request goes on without it.
-            logger.warning("%s/%s failed: %s", stage, arms[stage], error)
-            degraded.append(f"{stage}: failed ({type(error).__name__})")
-            return None
-        if result.outcome != "ok":
-            degraded.append(f"{stage}: {result.reason}")
-            return None
-        degraded.extend(shortfalls(result))
-        return result
+        wanted = self._leaving("retrieval", request)
+        result = await ask("retrieval", replace(request, limit=wanted))
+        if result is None:
+            result = await self._fallback.find(request, arms["retrieval"], wanted)
+            stages["retrieval"] = result
+        if len(result):
+            wanted = self._leaving("cascading", request)
+            answer = await ask("cascading", request.with_candidates(result.candidates, wanted))
+            # Without cascading, ranking is given no more than cascading would have let through.
+            result = truncated(result, wanted) if answer is None else answer
+        if len(result):
+            answer = await ask("ranking", request.with_candidates(result.candidates, request.limit))
+            result = result if answer is None else answer
+        return GraphResult(truncated(result, request.limit), stages, tuple(degraded), asked)
 
-    def _popular_result(self, request: StageRequest, variant: str, limit: int) -> StageResult:
-        popular = self._popular()
-        found = popular.top(limit, np.unique(request.exclude_item_ids))
-        return StageResult(
-            stage="retrieval",
-            variant=variant,
-            candidates=found.items,
-            scores=found.scores,
-            source="popular",
-            num_in=len(popular),
-        )
+    def popular(self, request: StageRequest, arms: Arms) -> GraphResult:
+        """The ``request.limit`` most popular items, without asking any stage."""
+        found = self._fallback.popular(request, arms["retrieval"], request.limit)
+        return GraphResult(found, {"retrieval": found})
 
-
-def shortfalls(result: StageResult) -> list[str]:
-    """What a stage that answered had to do without."""
-    found = []
-    if result.rows.missing:
-        found.append(f"{result.stage}: the user's memory shard did not answer")
-    if result.reason:
-        found.append(f"{result.stage}: {result.reason}")
-    return found
+    def _leaving(self, stage: StageName, request: StageRequest) -> int:
+        """How many candidates leave a stage: never fewer than the request wants."""
+        return max(self._stages[stage].limits.candidates, request.limit)
 
 
 def truncated(result: StageResult, limit: int) -> StageResult:

@@ -1,19 +1,22 @@
-"""Search of the nearest items to a user vector, behind one small interface.
+"""Search of the nearest items to user vectors, behind one small interface.
 
 Shapes: M items, Q queries, V vector width, K results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from marm.items import ItemFeatures
+from stages.item_filters import EVERY_ITEM, ItemFilter
+
+MAX_FOUND = 10_000
+"""The most items that one search may be asked for."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Found:
     def __len__(self) -> int:
         return len(self.items)
 
+    @staticmethod
+    def nothing() -> Found:
+        """No items."""
+        return Found(ItemFeatures.empty(), np.empty(0, np.float32))
+
 
 class ItemIndex(Protocol):
     """Maximum inner product search over item vectors."""
@@ -37,48 +45,41 @@ class ItemIndex(Protocol):
         """V, the width of the vectors."""
         ...
 
-    def search(self, queries_QV: NDArray[np.float32], k: int) -> list[Found]:
-        """The at most ``k`` best items of every query, best first, each item once."""
+    def search(
+        self, queries_QV: NDArray[np.float32], k: int, item_filter: ItemFilter = EVERY_ITEM
+    ) -> list[Found]:
+        """The ``k`` best permitted items of every query, best first, each item once.
+
+        Fewer only when fewer are permitted: a filter never costs results, also where the index is
+        approximate. Any number of threads may search at once.
+
+        Raises:
+            ValueError: when the queries are not finite and ``[Q, V]``, or k is above `MAX_FOUND`.
+        """
         ...
 
 
-class ExactItemIndex:
-    """Every item is compared: the reference that approximate indexes are measured against."""
+def best_of(found: Sequence[Found], k: int) -> Found:
+    """The ``k`` best items of several results, each item once with its best score.
 
-    def __init__(self, items: ItemFeatures, vectors_MV: NDArray[np.float32]) -> None:
-        """Index ``items``; of an id that occurs twice the last vector counts."""
-        check_vectors(items, vectors_MV)
-        kept = last_occurrence(items.item_id)
-        self._items = items.take(kept)
-        self._index = faiss.IndexFlatIP(vectors_MV.shape[1])
-        if len(kept):
-            self._index.add(np.ascontiguousarray(vectors_MV[kept], np.float32))
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @property
-    def width(self) -> int:
-        """See `ItemIndex.width`."""
-        return int(self._index.d)
-
-    def search(self, queries_QV: NDArray[np.float32], k: int) -> list[Found]:
-        """See `ItemIndex.search`."""
-        queries = np.ascontiguousarray(queries_QV, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.width:
-            raise ValueError(
-                f"queries must be [Q, {self.width}], got {list(queries.shape)}; "
-                "use the user vectors of the model that made the index"
-            )
-        k = min(k, len(self))
-        if k <= 0:
-            nothing = Found(ItemFeatures.empty(), np.empty(0, np.float32))
-            return [nothing] * len(queries)
-        scores_QK, positions_QK = self._index.search(queries, k)
-        return [
-            Found(self._items.take(positions), scores)
-            for positions, scores in zip(positions_QK, scores_QK, strict=True)
-        ]
+    Exact when every result has the ``k`` best of its query: an item among the ``k`` best by best
+    score is among the ``k`` best of the query that gives this score.
+    """
+    if len(found) == 1 and len(found[0]) <= k:
+        return found[0]
+    scores = np.concatenate([np.empty(0, np.float32), *(part.scores for part in found)])
+    item_ids = np.concatenate([np.empty(0, np.int64), *(part.items.item_id for part in found)])
+    order = np.argsort(-scores, kind="stable")
+    _, first = np.unique(item_ids[order], return_index=True)
+    best = order[np.sort(first)[: max(k, 0)]]
+    columns = ("item_id", "author_id", "tag_id", "duration_ms")
+    items = ItemFeatures(
+        *(
+            np.concatenate([np.empty(0, np.int64), *(getattr(p.items, name) for p in found)])[best]
+            for name in columns
+        )
+    )
+    return Found(items, scores[best])
 
 
 def last_occurrence(item_ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -98,15 +99,16 @@ def check_vectors(items: ItemFeatures, vectors_MV: NDArray[np.float32]) -> None:
         raise ValueError("item vectors must be finite, got NaN or infinity; train the model again")
 
 
-IndexFactory = Callable[[ItemFeatures, NDArray[np.float32]], ItemIndex]
-
-INDEX_KINDS: dict[str, IndexFactory] = {"exact": ExactItemIndex}
-"""Kinds of index by the name used in the configuration."""
-
-
-def build_item_index(kind: str, items: ItemFeatures, vectors_MV: NDArray[np.float32]) -> ItemIndex:
-    """An index of the configured ``kind``."""
-    factory = INDEX_KINDS.get(kind)
-    if factory is None:
-        raise ValueError(f"item index must be one of {sorted(INDEX_KINDS)}, got {kind!r}")
-    return factory(items, vectors_MV)
+def check_search(queries_QV: NDArray[np.float32], k: int, width: int) -> NDArray[np.float32]:
+    """The queries as the search wants them; refuses what it could not answer."""
+    queries = np.ascontiguousarray(queries_QV, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(
+            f"queries must be [Q, {width}], got {list(queries.shape)}; "
+            "use the user vectors of the model that made the index"
+        )
+    if not np.isfinite(queries).all():
+        raise ValueError("queries must be finite, got NaN or infinity; pin an earlier version")
+    if k > MAX_FOUND:
+        raise ValueError(f"k must be at most {MAX_FOUND}, got {k}; ask for fewer candidates")
+    return queries

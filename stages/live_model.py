@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from cache_actors.registry import ModelRegistry, ModelRegistryError, PublishedModel
+from stages.loader_thread import lower_priority
 
 RETRY_REFUSED_S = 60.0
 """A refused version is tried again after this long: somebody may have repaired it."""
@@ -25,6 +26,41 @@ class Versioned(Protocol):
 
 
 S = TypeVar("S", bound=Versioned)
+S_contra = TypeVar("S_contra", bound=Versioned, contravariant=True)
+
+
+class SwapCheck(Protocol[S_contra]):
+    """Whether a version that was found on its own may take over from the one that serves."""
+
+    def __call__(self, new: S_contra, live: S_contra) -> None:
+        """Raise ValueError with the reason when it may not."""
+        ...
+
+
+def any_swap(new: Versioned, live: Versioned) -> None:
+    """The check that lets every version take over."""
+
+
+class LiveObserver(Protocol):
+    """Is told what happens, in the polling thread; must not raise."""
+
+    def swapped(self, version: int, load_ms: float, by_hand: bool) -> None:
+        """``version`` went live; ``by_hand``: because `LiveModel.want` asked for it."""
+        ...
+
+    def refused(self, version: int) -> None:
+        """``version`` was tried and refused."""
+        ...
+
+
+class NoObserver:
+    """Nobody looks."""
+
+    def swapped(self, version: int, load_ms: float, by_hand: bool) -> None:
+        """See `LiveObserver.swapped`."""
+
+    def refused(self, version: int) -> None:
+        """See `LiveObserver.refused`."""
 
 
 def versions_to_try(
@@ -55,7 +91,9 @@ class LiveModel(Generic[S]):
     """Follows one (stage, variant) of a registry.
 
     `current` is read without a lock: a request takes the reference once and works with that
-    version to its end, whatever is swapped in meanwhile.
+    version to its end, whatever is swapped in meanwhile. Nothing else refers to a version, so its
+    memory is freed when its last request ends. A version that is pinned, or asked for by `want`,
+    is a decision of somebody who can see more, so ``check_swap`` is not asked about it.
     """
 
     def __init__(
@@ -65,12 +103,16 @@ class LiveModel(Generic[S]):
         variant: str,
         build: Callable[[PublishedModel], S],
         logger: logging.Logger,
+        check_swap: SwapCheck[S] = any_swap,
+        observer: LiveObserver | None = None,
     ) -> None:
         self._registry = registry
         self._stage = stage
         self._variant = variant
         self._build = build
         self._logger = logger
+        self._check_swap = check_swap
+        self._observer = observer or NoObserver()
         self._current: S | None = None
         self._wanted: int | None = None  # by `want`
         self._target: int | None = None  # by `want` or the registry's pin, as of the last poll
@@ -111,7 +153,7 @@ class LiveModel(Generic[S]):
         with self._polling:
             try:
                 pinned = self._registry.pinned(self._stage, self._variant)
-                self._target = pinned if self._wanted is None else self._wanted
+                self._retarget(pinned if self._wanted is None else self._wanted)
                 published = self._registry.versions(self._stage, self._variant)
                 self._registry_problem = ""
             except (OSError, ValueError, ModelRegistryError) as error:
@@ -138,22 +180,33 @@ class LiveModel(Generic[S]):
             self._thread.join()
 
     def _run(self, poll_s: float) -> None:
+        lower_priority()
         while not self._stopped:
             self._wake.clear()
             self.poll()
             self._wake.wait(poll_s)
 
+    def _retarget(self, target: int | None) -> None:
+        if target != self._target and target is not None:
+            self._refused.pop(target, None)  # who asks for it again may have repaired it
+        self._target = target
+
     def _try(self, version: int) -> bool:
         name = f"{self._stage}/{self._variant} version {version}"
+        started_s = time.monotonic()
         try:
             built = self._build(self._registry.load(self._stage, self._variant, version))
+            if self._current is not None and self._target is None:
+                self._check_swap(built, self._current)
         except Exception as error:
             # Whatever is wrong with a version, the one that serves goes on serving.
             self._refuse(version, f"{name} was refused: {error}")
             return False
+        load_ms = (time.monotonic() - started_s) * 1000
         self._current = built
         self._refused.pop(version, None)
-        self._logger.info("%s is live", name)
+        self._logger.info("%s is live; it was loaded in %.0f ms", name, load_ms)
+        self._observer.swapped(version, load_ms, by_hand=self._wanted is not None)
         return True
 
     def _refuse(self, version: int, reason: str) -> None:
@@ -162,6 +215,7 @@ class LiveModel(Generic[S]):
             live = self._current.version if self._current else None
             self._logger.error("%s; %s", reason, _still_serving(live))
         self._refused[version] = Refusal(reason, time.monotonic())
+        self._observer.refused(version)
 
     def _note_registry_problem(self, problem: str) -> None:
         if problem != self._registry_problem:

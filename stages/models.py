@@ -15,12 +15,12 @@ from marm.memory import UserRows
 
 
 class RetrievalModel(Protocol):
-    """A retriever: user vectors whose inner product with an item vector is the score."""
+    """A retriever: an item's score is its best inner product with a user vector."""
 
-    def user_vector(
+    def user_vectors(
         self, rows: UserRows, user_id: int, now_ms: int, context_id: int
     ) -> NDArray[np.float32]:
-        """The query of one user, ``[V]``."""
+        """The queries of one user, ``[num_user_vectors, V]``."""
         ...
 
 

@@ -39,3 +39,15 @@ class PoolMemory:
                 )
                 self._clients[namespace] = client
             return client
+
+    def rows_held(self, namespace: Namespace) -> int | None:
+        """Rows of ``namespace`` on all shards; None when one of them does not answer."""
+        stats = self.client(namespace).stats()
+        return stats.rows if all(shard.held is not None for shard in stats.shards) else None
+
+    def close(self) -> None:
+        """Close every client; for processes that go on after serving."""
+        with self._making:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marm.items import ItemFeatures
+from stages.item_filters import ItemFilter, ItemLists, ItemPositions, without
 from stages.item_index import Found, last_occurrence
 
 
@@ -40,12 +42,26 @@ class PopularItems:
     def __len__(self) -> int:
         return len(self.items)
 
-    def top(self, k: int, exclude: NDArray[np.int64]) -> Found:
-        """The ``k`` most popular items that are not in ``exclude``."""
-        head = slice(0, max(k, 0) + len(exclude))
-        allowed = ~np.isin(self.items.item_id[head], exclude)
-        index = np.flatnonzero(allowed)[: max(k, 0)]
+    def top(
+        self, k: int, exclude: NDArray[np.int64], allow: NDArray[np.int64] | None = None
+    ) -> Found:
+        """The ``k`` most popular items that are not in ``exclude`` and, with an allow list, are in
+        ``allow``."""
+        return self.permitted(k, ItemFilter(request=ItemLists.of([exclude], allow)))
+
+    def permitted(self, k: int, item_filter: ItemFilter) -> Found:
+        """The ``k`` most popular items that ``item_filter`` lets through."""
+        permitted = self._positions.permitted(item_filter)
+        if permitted.only is None:
+            head = np.arange(min(max(k, 0) + len(permitted.blocked), len(self)))
+            index = without(head, permitted.blocked)[: max(k, 0)]
+        else:
+            index = permitted.only[: max(k, 0)]
         return Found(self.items.take(index), self.popularity[index])
+
+    @cached_property
+    def _positions(self) -> ItemPositions:
+        return ItemPositions(self.items.item_id)
 
     def head(self, k: int) -> PopularItems:
         """Only the ``k`` most popular items."""

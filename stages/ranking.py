@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from marm.memory import Namespace
-from stages.fusion import best_first, fuse_task_scores
-from stages.history import MemoryReader, read_history
+from stages.batching import NotScoredError
+from stages.history import MemoryReader
 from stages.knobs import RankingKnobs
 from stages.models import RankingModel, check_scores
 from stages.request import StageRequest, StageResult
+from stages.scoring import CandidateScorer
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class RankingStage:
     history_length: int
     depth: int
     tasks: tuple[str, ...]
+    scorer: CandidateScorer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scorer = CandidateScorer.of(self.model, self.memory, self.history_length, self.depth)
+        object.__setattr__(self, "scorer", scorer)
 
     @property
     def namespace(self) -> Namespace:
@@ -30,15 +36,28 @@ class RankingStage:
         return self.memory.namespace
 
     def run(self, request: StageRequest, knobs: RankingKnobs) -> StageResult:
-        """The ``request.limit`` best candidates with their predictions per task."""
-        history = read_history(self.memory, request, self.history_length, self.depth)
-        scores_MT = self.model.score(
-            history.rows, request.user_id, request.candidates, history.now_ms, request.context_id
-        )
+        """The ``request.limit`` best candidates with their predictions per task.
+
+        The best by the knobs' fusion of the tasks, under their rule for diversity; with such a
+        rule, scores need not fall from place to place.
+        """
+        try:
+            scored = self.scorer.score(request, knobs)
+        except NotScoredError as error:
+            return StageResult(
+                "ranking",
+                self.variant,
+                outcome="late",
+                num_in=len(request.candidates),
+                reason=str(error),
+            )
+        scores_MT = scored.scores
         expected = (len(request.candidates), len(self.tasks))
         check_scores(scores_MT, expected, f"ranking/{self.variant}")
-        fused_M = fuse_task_scores(self.tasks, scores_MT, knobs.fusion)
-        kept = best_first(fused_M, request.limit)
+        fused_M = knobs.fusion.bind(self.tasks).fuse(scores_MT)
+        chosen = knobs.diversity.rule().select(request.candidates, fused_M, request.limit)
+        notes = (*scored.notes, knobs.fusion.unlearned(self.tasks), chosen.note)
+        kept = chosen.positions
         return StageResult(
             stage="ranking",
             variant=self.variant,
@@ -48,6 +67,7 @@ class RankingStage:
             scores=fused_M[kept],
             tasks=self.tasks,
             task_scores=scores_MT[kept],
-            rows=history.read,
+            rows=scored.history.read,
             num_in=len(request.candidates),
+            reason="; ".join(note for note in notes if note),
         )

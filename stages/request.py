@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from marm.items import ItemFeatures
 from marm.memory import Namespace
+from stages.item_filters import ItemLists
 
 StageName = Literal["retrieval", "cascading", "ranking"]
 STAGES: tuple[StageName, ...] = ("retrieval", "cascading", "ranking")
 
 Outcome = Literal["ok", "no_model", "late"]
-Source = Literal["retrieval", "popular"]
+Source = Literal["retrieval", "popular", "similar"]
 
 
 def empty_ids() -> NDArray[np.int64]:
@@ -51,6 +52,7 @@ class StageRequest:
         deadline_ms: wall-clock time after which nobody waits for the answer any more.
         candidates: the items to score (empty for retrieval, which finds them).
         exclude_item_ids: items that must not be returned (retrieval).
+        allow_item_ids: only these items may be returned (retrieval); None allows every item.
     """
 
     request_id: str
@@ -62,18 +64,27 @@ class StageRequest:
     deadline_ms: int
     candidates: ItemFeatures = field(default_factory=ItemFeatures.empty)
     exclude_item_ids: NDArray[np.int64] = field(default_factory=empty_ids)
+    allow_item_ids: NDArray[np.int64] | None = None
 
     def with_candidates(self, candidates: ItemFeatures, limit: int) -> StageRequest:
-        """The same request for the next stage."""
-        return replace(self, candidates=candidates, limit=limit)
+        """The same request for the next stage, without the lists that retrieval applied."""
+        return replace(
+            self,
+            candidates=candidates,
+            limit=limit,
+            exclude_item_ids=empty_ids(),
+            allow_item_ids=None,
+        )
 
 
 @dataclass(frozen=True)
 class RowsRead:
     """What a stage read of a user's memory.
 
-    ``depth`` is the model's depth when at least one memorised row was read, and 0 when the stage
-    worked from raw rows only or from none. ``missing`` says that the user's shard did not answer.
+    ``depth`` is the number of cached layers that were used: the model's, fewer where time or a live
+    setting allowed no more, and 0 when the stage worked from raw rows only or from none.
+    ``memorised`` rows are those whose vectors were used. ``missing`` says that the user's shard did
+    not answer.
     """
 
     depth: int = 0
@@ -86,7 +97,8 @@ class RowsRead:
 class StageResult:
     """What a stage answers: candidates best first, and how it came to them.
 
-    An ``outcome`` other than ``"ok"`` carries no candidates; ``reason`` says why.
+    An ``outcome`` other than ``"ok"`` carries no candidates; ``reason`` says why. ``fallback_of``
+    is the arm that should have answered, where the stage's control arm did.
     """
 
     stage: StageName
@@ -103,6 +115,7 @@ class StageResult:
     num_in: int = 0
     elapsed_ms: float = 0.0
     reason: str = ""
+    fallback_of: str = ""
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -110,13 +123,17 @@ class StageResult:
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Whether a stage variant can serve, and with what."""
+    """Whether a stage variant can serve, and with what.
+
+    ``lists`` are those of its live settings; None when they are not known.
+    """
 
     stage: StageName
     variant: str
     model_version: int | None
     namespace: Namespace | None
     problem: str = ""
+    lists: ItemLists | None = field(default=None, compare=False)
 
     @property
     def ready(self) -> bool:

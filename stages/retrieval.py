@@ -1,4 +1,4 @@
-"""Retrieval: the user id queries the user's rows, the user vector queries the item index."""
+"""Retrieval: the user id queries the user's rows, the user vectors query the item index."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from numpy.typing import NDArray
 
 from marm.memory import Namespace
 from stages.history import History, MemoryReader, read_history
-from stages.item_index import Found, ItemIndex
+from stages.item_filters import ItemFilter, ItemLists
+from stages.item_index import Found, ItemIndex, best_of
 from stages.knobs import RetrievalKnobs
 from stages.models import RetrievalModel
 from stages.popular import PopularItems
-from stages.request import Source, StageRequest, StageResult
+from stages.request import Source, StageRequest, StageResult, empty_ids
+
+SEEN_AGAIN = "every item was seen before, so seen items are shown again"
+NOTHING_PERMITTED = "the allow and block lists leave no item"
 
 
 @dataclass(frozen=True)
@@ -35,17 +39,25 @@ class RetrievalStage:
         return self.memory.namespace
 
     def run(self, request: StageRequest, knobs: RetrievalKnobs) -> StageResult:
-        """Find at most ``request.limit`` items the user may like."""
+        """Find at most ``request.limit`` items the user may like.
+
+        Fewer come back only when the lists permit fewer. Items seen before return when nothing else
+        is left.
+
+        Raises:
+            ValueError: when the user vectors are not finite.
+        """
         history = read_history(self.memory, request, self.history_length, self.depth)
-        banned = np.concatenate(
-            [request.exclude_item_ids, np.array(knobs.blocked_item_ids, np.int64)]
-        )
-        hidden = np.union1d(banned, history.item_ids) if knobs.filter_seen else np.unique(banned)
-        found, source = self._find(request, history, hidden)
-        reason = ""
-        if not len(found) and len(hidden) > len(banned):
-            found, source = self._find(request, history, np.unique(banned))
-            reason = "every item was seen before, so seen items are shown again"
+        history = history.at_depth(history.read.depth)  # vectors that no row has change nothing
+        vectors_KV = self._user_vectors(request, history)
+        seen = history.item_ids if knobs.filter_seen else empty_ids()
+        found, source = self._find(vectors_KV, request, knobs, seen)
+        notes = [history.note] if history.note else []
+        if not len(found) and len(seen):
+            found, source = self._find(vectors_KV, request, knobs, empty_ids())
+            notes += [SEEN_AGAIN] if len(found) else []
+        if not len(found) and len(self.popular):
+            notes.append(NOTHING_PERMITTED)
         return StageResult(
             stage="retrieval",
             variant=self.variant,
@@ -56,22 +68,33 @@ class RetrievalStage:
             source=source,
             rows=history.read,
             num_in=len(self.index),
-            reason=reason,
+            reason="; ".join(notes),
         )
 
-    def _find(
-        self, request: StageRequest, history: History, hidden: NDArray[np.int64]
-    ) -> tuple[Found, Source]:
+    def _user_vectors(self, request: StageRequest, history: History) -> NDArray[np.float32] | None:
+        """``[K, V]``; None when there is nothing to make them from or to ask with them."""
         if not len(history.rows.rows) or not len(self.index):
-            return self.popular.top(request.limit, hidden), "popular"
-        vector_V = self.model.user_vector(
+            return None
+        vectors_KV = self.model.user_vectors(
             history.rows, request.user_id, history.now_ms, request.context_id
         )
-        found = self.index.search(vector_V[None, :], request.limit + len(hidden))[0]
-        if not np.isfinite(found.scores).all():
+        if not np.isfinite(vectors_KV).all():
             raise ValueError(
                 f"retrieval/{self.variant} version {self.version} gave a user vector that is not "
                 "finite; pin an earlier version"
             )
-        allowed = np.flatnonzero(~np.isin(found.items.item_id, hidden))[: request.limit]
-        return Found(found.items.take(allowed), found.scores[allowed]), "retrieval"
+        return vectors_KV
+
+    def _find(
+        self,
+        vectors_KV: NDArray[np.float32] | None,
+        request: StageRequest,
+        knobs: RetrievalKnobs,
+        seen: NDArray[np.int64],
+    ) -> tuple[Found, Source]:
+        of_request = ItemLists.of([request.exclude_item_ids, seen], request.allow_item_ids)
+        item_filter = ItemFilter(knobs.lists, of_request)
+        if vectors_KV is None:
+            return self.popular.permitted(request.limit, item_filter), "popular"
+        found = self.index.search(vectors_KV, request.limit, item_filter)
+        return best_of(found, request.limit), "retrieval"

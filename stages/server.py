@@ -81,6 +81,7 @@ class StageServer(Generic[K]):
             model_version=None if stage is None else stage.version,
             namespace=None if stage is None else stage.namespace,
             problem=self._live.problem,
+            lists=self._knobs.lists,
         )
 
     def _refuse(self, outcome: Outcome, request: StageRequest, reason: str) -> StageResult:

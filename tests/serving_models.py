@@ -15,6 +15,7 @@ from marm.config import ModelConfig
 from marm.items import ItemFeatures
 from marm.memory import RAW_STEP, InProcessMemory, Namespace, UserRows
 from marm.model_factory import build_model
+from stages.depth import first_layers
 
 NAMESPACE = Namespace(family="ranking", depth=1, dim=8)
 NUM_ITEMS = 60
@@ -97,9 +98,12 @@ class InProcessReader:
         self.memory = InProcessMemory(namespace)
         self.down = False
 
-    def fetch_available(self, user_ids, n, before_ms=None) -> tuple[UserRows, np.ndarray]:
+    def fetch_available(
+        self, user_ids, n, before_ms=None, *, layers=None, timeout_s=None
+    ) -> tuple[UserRows, np.ndarray]:
         found = self.memory.fetch(user_ids, 0 if self.down else n, before_ms)
-        return found, np.full(len(user_ids), self.down)
+        layers = self.namespace.depth if layers is None else layers
+        return first_layers(found, layers), np.full(len(user_ids), self.down)
 
     def save(self, user_ids, rows):
         if self.down:

@@ -12,15 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cache_actors.event_log.offsets import LogOffsets
 from train.config import TrainConfig
+from train.learner_file import load_learner_state, save_learner_state
 from train.metrics import Predictions
 from train.stream import StreamTrainer
 
 _STATE_FILE = "state.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
@@ -41,7 +41,7 @@ def save_checkpoint(trainer: StreamTrainer, directory: Path, offsets: LogOffsets
     if rank != 0:
         return
     for learner in trainer.learners:
-        torch.save(learner.state(), directory / f"{learner.stage}.pt")
+        save_learner_state(learner.state(), directory / f"{learner.stage}.safetensors")
     state = {
         "format": _FORMAT,
         "step": trainer.step,
@@ -83,9 +83,7 @@ def load_checkpoint(trainer: StreamTrainer, directory: Path) -> None:
     """Continue ``trainer`` from the checkpoint in ``directory`` (see `checkpoint_offsets`)."""
     state = json.loads((directory / _STATE_FILE).read_text())
     for learner in trainer.learners:
-        saved = torch.load(
-            directory / f"{learner.stage}.pt", map_location=learner.device, weights_only=True
-        )
+        saved = load_learner_state(directory / f"{learner.stage}.safetensors")
         learner.load_state(saved)
     trainer.restore(state["step"], state["events_seen"], state["published_step"])
     # A log that has grown is evaluated at its new end; predictions of another window do not mix.

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from train.messages import decode_message, encode_message
+
 
 class Collective(Protocol):
     """The exchange between the workers of a run."""
@@ -31,7 +33,7 @@ class Collective(Protocol):
         ...
 
     def gather(self, value: Any) -> list[Any]:
-        """A small object of every worker, by rank."""
+        """A small value of every worker, by rank; see `train.messages` for what it may hold."""
         ...
 
     def wrap(self, net: nn.Module) -> nn.Module:
@@ -77,6 +79,16 @@ class DistributedWorkers:
 
     def concat(self, rows: Tensor) -> Tensor:
         """See `Collective.concat`."""
+        return torch.cat(self._rows_of_all(rows))
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Collective.gather`."""
+        sent = torch.frombuffer(bytearray(encode_message(value)), dtype=torch.uint8)
+        parts = self._rows_of_all(sent.to(self._device))
+        return [decode_message(part.cpu().numpy().tobytes()) for part in parts]
+
+    def _rows_of_all(self, rows: Tensor) -> list[Tensor]:
+        """Rows of every worker, by rank; their numbers may differ."""
         rows = rows.contiguous()
         sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self._device)
         sizes[self.rank] = len(rows)
@@ -86,13 +98,7 @@ class DistributedWorkers:
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-    def gather(self, value: Any) -> list[Any]:
-        """See `Collective.gather`."""
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """See `Collective.wrap`."""

@@ -12,6 +12,7 @@ from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
 from cache_actors.registry import ITEMS, ModelRegistry
 from marm.items import ItemFeatures
+from marm.probe import probe
 from marm.retriever import Retriever
 from train.learner import Learner
 from train.stream import StreamTrainer
@@ -34,6 +35,7 @@ def publish_versions(trainer: StreamTrainer, home: Home, offsets: LogOffsets) ->
             "namespace": learner.model.config.to_dict()["namespace"],
             "log_offsets": offsets.to_dict(),
             "created_ms": time.time_ns() // 1_000_000,
+            "probe": _probe_answer(learner),
         }
         versions[learner.stage] = registry.publish(
             learner.stage,
@@ -44,6 +46,13 @@ def publish_versions(trainer: StreamTrainer, home: Home, offsets: LogOffsets) ->
         )
         registry.prune(learner.stage, trainer.config.variant, trainer.config.keep_versions)
     return versions
+
+
+def _probe_answer(learner: Learner) -> list[float] | None:
+    """What serving will have to answer with this version; None for weights that are not finite,
+    which serving refuses by name."""
+    answer = probe(learner.model)
+    return answer.tolist() if np.isfinite(answer).all() else None
 
 
 def _item_tables(learner: Learner, home: Home) -> dict[str, dict[str, NDArray]]:
@@ -59,12 +68,13 @@ def _item_tables(learner: Learner, home: Home) -> dict[str, dict[str, NDArray]]:
             "tag_id": items.tag_id,
             "duration_ms": items.duration_ms,
             "popularity": model.popularity(items),
-            "vectors": _vectors(model, items),
+            "vectors": item_vectors(model, items),
         }
     }
 
 
-def _vectors(model: Retriever, items: ItemFeatures) -> NDArray[np.float32]:
+def item_vectors(model: Retriever, items: ItemFeatures) -> NDArray[np.float32]:
+    """Vectors ``[M, V]`` of all ``items``, in passes of bounded memory."""
     starts = range(0, len(items), _ITEMS_PER_PASS)
     parts = [model.item_vectors(items.take(slice(i, i + _ITEMS_PER_PASS))) for i in starts]
     return np.concatenate([np.empty((0, model.config.output_dim), np.float32), *parts])

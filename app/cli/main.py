@@ -7,8 +7,12 @@ import sys
 import typer
 from rich.markup import escape
 
+from app.api_keys import KeyFileError
+from app.cli.ab import ab_app
+from app.cli.audit_serving import audit_app
 from app.cli.demo import demo
 from app.cli.ingest import ingest_command
+from app.cli.keys import keys_app
 from app.cli.memory.commands import memory_app
 from app.cli.models import models_app
 from app.cli.serve import serve_command
@@ -38,6 +42,9 @@ cli_app.command("ingest")(ingest_command)
 cli_app.command("world")(world_command)
 cli_app.command("train")(train_command)
 cli_app.command("serve")(serve_command)
+cli_app.add_typer(ab_app, name="ab")
+cli_app.add_typer(audit_app, name="audit")
+cli_app.add_typer(keys_app, name="keys")
 cli_app.add_typer(memory_app, name="memory")
 cli_app.add_typer(models_app, name="models")
 
@@ -54,6 +61,7 @@ EXPLAINED = (
     RebalanceRunningError,
     DurableTierError,
     EraseError,
+    KeyFileError,
     SnapshotError,
     StorageError,
 )

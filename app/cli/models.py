@@ -1,4 +1,4 @@
-"""``marm models``: published versions, and rolling back to one."""
+"""``marm models``: published versions, and which of them serves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import typer
 from app.cli.options import DEFAULT_HOME, HomeOption
 from cache_actors.home import Home
 from cache_actors.registry import ModelRegistry
+from cache_actors.rollback import find_rollback
 from marm.config import STAGES
 
-models_app = typer.Typer(help="Published models.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="Published models. Running servers follow within their poll_s (1 s by default).",
+    no_args_is_help=True,
+)
+
+StageArgument = Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")]
+VariantArgument = Annotated[str, typer.Argument(help="Published variant, such as 'default'.")]
 
 
 @models_app.command("list")
@@ -33,12 +40,39 @@ def list_models(home: HomeOption = DEFAULT_HOME) -> None:
 
 @models_app.command()
 def pin(
-    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")],
-    version: Annotated[int, typer.Argument(min=0, help="Version to serve; 0 unpins.")],
-    variant: Annotated[str, typer.Option(help="Published variant.")] = "default",
+    stage: StageArgument,
+    variant: VariantArgument,
+    version: Annotated[int, typer.Argument(min=1, help="Version to serve.")],
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Serve one version from now on (roll back), or the newest again."""
+    """Serve one version from now on, whatever is published later."""
+    ModelRegistry(Home(home).models).pin(stage, variant, version)
+    _say(stage, variant, pinned=version)
+
+
+@models_app.command()
+def unpin(stage: StageArgument, variant: VariantArgument, home: HomeOption = DEFAULT_HOME) -> None:
+    """Serve the newest version again."""
     registry = ModelRegistry(Home(home).models)
-    registry.pin(stage, variant, version or None)
-    typer.echo(json.dumps({"stage": stage, "variant": variant, "pinned": version or None}))
+    if not registry.versions(stage, variant):
+        raise ValueError(
+            f"no version of {stage}/{variant} is published in {Home(home).models}; "
+            "`marm models list` shows what is"
+        )
+    registry.pin(stage, variant, None)
+    _say(stage, variant, pinned=None)
+
+
+@models_app.command()
+def rollback(
+    stage: StageArgument, variant: VariantArgument, home: HomeOption = DEFAULT_HOME
+) -> None:
+    """Serve the version that served before this one; it stays pinned until `marm models unpin`."""
+    registry = ModelRegistry(Home(home).models)
+    rolled = find_rollback(registry, stage, variant)
+    registry.pin(stage, variant, rolled.to_version)
+    _say(stage, variant, rolled_back=rolled.from_version, pinned=rolled.to_version)
+
+
+def _say(stage: str, variant: str, **more: int | None) -> None:
+    typer.echo(json.dumps({"stage": stage, "variant": variant, **more}))

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from app.args import AppArgs
 from app.build import existing_home
+from app.cli.env_file import read_env_file
 
 DEFAULT_CONFIG = Path("serve_config.yaml")
 IMPORT_PATH = "app.build:build_app"
@@ -30,11 +31,19 @@ class ServeAddress:
 
 def serve_command(
     config: Annotated[Path, typer.Argument(help="The Serve config to run.")] = DEFAULT_CONFIG,
+    env: Annotated[
+        Path | None,
+        typer.Option(
+            help="Environment of Ray, such as cluster/env/fast.env. It reaches a Ray that this "
+            "command starts; one that runs already has to have been started with it."
+        ),
+    ] = None,
 ) -> None:
     """Serve recommendations over HTTP; the same as `serve run CONFIG`, with earlier errors."""
+    variables = {} if env is None else read_env_file(env)
     check_port_free(check_config(config))
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
-    os.execv(sys.executable, command)
+    os.execve(sys.executable, command, {**os.environ, **variables})
 
 
 def check_config(path: Path) -> ServeAddress:

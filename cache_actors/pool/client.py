@@ -105,9 +105,12 @@ class MemoryClient:
         before_ms: NDArray[np.int64] | None = None,
         *,
         layers: int | None = None,
+        timeout_s: float | None = None,
     ) -> tuple[UserRows, NDArray[np.bool_]]:
-        """`fetch` of what can be had, and which users' shard failed, ``[U]``; they have no rows."""
-        answer = self._ask(user_ids, n, before_ms, layers)
+        """`fetch` of what can be had, and which users' shard failed, ``[U]``; they have no rows.
+
+        ``timeout_s`` shortens the client's ``read_timeout_s`` for this call."""
+        answer = self._ask(user_ids, n, before_ms, layers, timeout_s)
         missing = np.zeros(len(answer.found.state), np.bool_)
         for positions, _ in answer.failures:
             missing[positions] = True
@@ -153,9 +156,10 @@ class MemoryClient:
         n: int,
         before_ms: NDArray[np.int64] | None,
         layers: int | None,
+        timeout_s: float | None = None,
     ) -> PoolAnswer:
         began_s = time.perf_counter()
-        answer = self._reads.lookup(self._question(user_ids, n, before_ms, layers))
+        answer = self._reads.lookup(self._question(user_ids, n, before_ms, layers), timeout_s)
         self._metrics.read(time.perf_counter() - began_s, answer.found.rows.rows)
         return answer
 

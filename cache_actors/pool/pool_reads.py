@@ -96,9 +96,11 @@ class PoolReads:
             logger.warning("%s", error)
         return reader
 
-    def lookup(self, question: Question) -> PoolAnswer:
-        """Ask every shard concerned, until each user was found where it is."""
-        deadline = time.monotonic() + self._timeout_s
+    def lookup(self, question: Question, timeout_s: float | None = None) -> PoolAnswer:
+        """Ask every shard concerned, until each user was found where it is, for at most
+        ``timeout_s`` where that is less than the time-out of all lookups."""
+        timeout_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
+        deadline = time.monotonic() + timeout_s
         answers: list[ShardAnswer] = []
         result = PoolAnswer(Lookup(None, None))  # type: ignore[arg-type]
         pending = np.arange(len(question.user_ids))
@@ -118,7 +120,7 @@ class PoolReads:
             pending = np.concatenate(elsewhere) if elsewhere else pending[:0]
             if len(pending) and time.monotonic() + RETRY_PAUSE_S >= deadline:
                 problem = MemoryUnavailable(
-                    f"no shard of the pool owned {len(pending)} users for {self._timeout_s:.1f} s; "
+                    f"no shard of the pool owned {len(pending)} users for {timeout_s:.1f} s; "
                     "run `marm memory rebalance` again to finish a move that was broken off"
                 )
                 result.failures.append((pending, problem))

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import ray
 import yaml
 from ray import serve
 from ray.util import list_named_actors
-from serving_models import publish_all, publish_model, some_items, wait_until
+from serving_models import (
+    NAMESPACE,
+    make_rows,
+    publish_all,
+    publish_model,
+    some_items,
+    wait_until,
+)
+from typer.testing import CliRunner
 
 from app.args import AppArgs
 from app.build import RAY_NAMESPACE, build_app
+from app.cli.main import cli_app
+from app.serving_audit.run import AuditSize, ServingAudit
+from app.stage_calls import stage_call
 from cache_actors.event_log.catalog import append_items
 from cache_actors.event_log.log import EventLog
+from cache_actors.exposure_log.reader import read_exposures
 from cache_actors.home import Home
 from cache_actors.log_writer import stop_log_writer
+from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import connect_pool, describe_pool, stop_pool
 from cache_actors.registry import ModelRegistry
+from cache_actors.transfer.pool_memory import PoolMemory
+from stages.executor import StageThreads
+from stages.request import StageRequest, StageResult
+from stages.variant import QueueFullError
 
 pytestmark = pytest.mark.cluster
 
@@ -46,7 +67,7 @@ def home(tmp_path_factory) -> Home:
 
 @pytest.fixture(scope="module")
 def http(ray_cluster, home):
-    halves = {"control": 1.0, "untrained": 1.0}
+    halves = {"stage": "ranking", "arms": {"control": 0.5, "untrained": 0.5}}
     args = AppArgs.model_validate(
         {
             "home": str(home.path),
@@ -56,7 +77,9 @@ def http(ray_cluster, home):
                 **PATIENT,
                 "variants": {"control": {**FAST, "model": "default"}, "untrained": FAST},
             },
-            "ingress": {**FAST, "user_config": {"ab": {"salt": "test", "ranking": halves}}},
+            "ingress": FAST,
+            "routing": {"salt": "test", "experiments": {"halves": halves}},
+            "load": {"breaker": {"probe_every_s": 0.2}},
             "limits": {"deadline_ms": 60_000},
         }
     )
@@ -104,16 +127,59 @@ def test_stages_join_as_their_models_are_published(http, home):
     wait_until(lambda: http.get("/healthz").json()["stages"]["cascading/default"]["ready"])
 
 
-def test_users_stay_on_their_arm_and_an_arm_without_model_degrades(http):
+def test_users_stay_on_their_arm_and_the_control_stands_in_for_one_without_model(http):
     for user_id in range(20):
         first, second = recommend(http, user_id), recommend(http, user_id)
         assert first["degraded"] == second["degraded"]
         assert first["items"] == second["items"]
         assert len(first["items"]) == 20
-    degraded = [recommend(http, user_id)["degraded"] for user_id in range(20)]
-    lost = [reasons for reasons in degraded if reasons]
+        assert first["stages"]["ranking"]["variant"] == "control"
+    answers = [recommend(http, user_id) for user_id in range(20)]
+    lost = [answer for answer in answers if answer["degraded"]]
     assert 0 < len(lost) < 20
-    assert all("no model of ranking/untrained is published" in reasons[0] for reasons in lost)
+    for answer in lost:
+        assert "no model of ranking/untrained is published" in answer["degraded"][0]
+        assert answer["stages"]["ranking"]["fallback_of"] == "untrained"
+        assert answer["arms"]["ranking"] == "untrained"
+
+
+def test_served_scores_equal_offline_ones(http, home):
+    pool = connect_pool(home, RAY_NAMESPACE)
+    rng = np.random.default_rng(0)
+    with MemoryClient(pool, NAMESPACE) as memory:
+        for user_id in range(100, 106):
+            rows = make_rows(rng.integers(1, 60, 24).tolist(), 20)
+            rows["memory"][:20] = rng.standard_normal(rows["memory"][:20].shape)
+            memory.save(np.full(len(rows), user_id), rows).wait(30)
+    arms = {"control": {"model": "default"}, "untrained": {}}
+    args = AppArgs.model_validate({"ranking": {"variants": arms}})
+    with PoolMemory(pool) as whole:
+        audit = ServingAudit(args, home, whole, AuditSize(num_users=8, num_items=12))
+        for report in (audit.of_application(str(http.base_url)), audit.of_stages()):
+            assert report.passed, report.to_dict()
+            assert report.pairs > 100
+            assert all(arm.arm.arm != "untrained" for arm in report.arms)
+    assert {arm.arm.stage for arm in report.arms} == {"retrieval", "cascading", "ranking"}
+
+
+def test_a_rollback_is_followed_without_a_lost_request(http, home):
+    def live() -> int:
+        return http.get("/healthz").json()["stages"]["ranking/control"]["model_version"]
+
+    def marm_models(*args: str) -> dict:
+        result = CliRunner().invoke(cli_app, ["models", *args, "--home", str(home.path)])
+        return json.loads(result.stdout)
+
+    before = live()
+    newest = publish_model(ModelRegistry(home.models), "ranking", seed=1)
+    wait_until(lambda: live() == newest)
+    assert recommend(http, 1)["stages"]["ranking"]["model_version"] == newest
+    rolled = marm_models("rollback", "ranking", "default")
+    assert (rolled["rolled_back"], rolled["pinned"]) == (newest, before)
+    wait_until(lambda: live() == before)
+    assert recommend(http, 1)["stages"]["ranking"]["model_version"] == before
+    marm_models("unpin", "ranking", "default")
+    wait_until(lambda: live() == newest)
 
 
 def replica_names(deployment: str) -> list[str]:
@@ -165,6 +231,66 @@ def test_a_killed_shard_costs_no_request(http, home):
     wait_until(lambda: recommend(http, user_id)["stages"]["retrieval"]["rows"]["raw"] == 2)
 
 
+def slow_stage(directory: Path) -> serve.Application:
+    """A stage with one thread that tells by files what it does, and goes on when "go" is there."""
+
+    class SlowStage:
+        def __init__(self) -> None:
+            self._threads = StageThreads(1, "slow")
+
+        async def run(self, request: StageRequest) -> StageResult:
+            (directory / f"came {request.request_id}").touch()
+            try:
+                return await self._threads.run(self._work, request)
+            except asyncio.CancelledError:
+                (directory / f"cancelled {request.request_id}").touch()
+                raise
+
+        def _work(self, request: StageRequest) -> StageResult:
+            (directory / f"started {request.request_id}").touch()
+            while not (directory / "go").exists():
+                time.sleep(0.01)
+            return StageResult("ranking", "slow")
+
+    options = {"max_ongoing_requests": 2, "max_queued_requests": 1}
+    return serve.deployment(name="slow", **options)(SlowStage).bind()
+
+
+def test_what_nobody_waits_for_is_cancelled_in_the_replica_and_a_full_queue_is_told(http, tmp_path):
+    call = stage_call(
+        serve.run(slow_stage(tmp_path), name="slow", route_prefix=None), lambda result: None
+    )
+
+    async def happened(name: str) -> None:
+        async with asyncio.timeout(30):
+            while not (tmp_path / name).exists():
+                await asyncio.sleep(0.01)
+
+    def start(name: str) -> asyncio.Task:
+        request = StageRequest(name, 1, 1, None, 0, 5, int(time.time() * 1000) + 60_000)
+        return asyncio.create_task(call(request))
+
+    async def come_and_go() -> StageResult:
+        first = start("first")
+        await happened("started first")
+        second = start("second")
+        await happened("came second")
+        third = start("third")  # waits at the caller, for the replica takes two
+        await asyncio.sleep(0)  # it goes first
+        with pytest.raises(QueueFullError):
+            await start("fourth")
+        for waiting in (second, third):
+            waiting.cancel()
+        await happened("cancelled second")
+        (tmp_path / "go").touch()
+        return await first
+
+    assert asyncio.run(come_and_go()).variant == "slow"
+    serve.delete("slow")
+    told = {path.name for path in tmp_path.iterdir()}
+    assert told == {"go", "came first", "started first", "came second", "cancelled second"}
+
+
 @pytest.fixture
 def serve_run(tmp_path):
     """`serve run` of the shipped config, on another port, with `./marm-home` as its home."""
@@ -181,19 +307,20 @@ def serve_run(tmp_path):
             cwd=tmp_path,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+            env={**os.environ, "RAY_ADDRESS": "local"},  # a Ray of its own
         )
         return process
 
     yield start
-    if process is not None:
+    if process is not None and process.poll() is None:
         process.send_signal(signal.SIGINT)
         process.wait(60)
     output.close()
 
 
-def test_serve_run_starts_the_shipped_config(serve_run, tmp_path):
-    publish_all(Home(tmp_path / "marm-home").create())
+def test_serve_run_starts_the_shipped_config_and_exposures_outlive_it(serve_run, tmp_path):
+    home = Home(tmp_path / "marm-home").create()
+    publish_all(home)
     process = serve_run()
     url = f"http://127.0.0.1:{SERVE_RUN_PORT}"
 
@@ -207,3 +334,8 @@ def test_serve_run_starts_the_shipped_config(serve_run, tmp_path):
     wait_until(ready, 120)
     answer = httpx.post(f"{url}/recommend", json={"user_id": 1, "k": 3}, timeout=30).json()
     assert len(answer["items"]) == 3
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    (row,) = read_exposures(home.exposures).to_pylist()
+    assert row["request_id"] == answer["request_id"]
+    assert row["item_ids"] == [item["item_id"] for item in answer["items"]]

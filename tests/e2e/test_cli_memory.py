@@ -17,6 +17,8 @@ from app.cli.memory.pools import pool_directory
 from cache_actors.event_log.erase import user_events
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
+from cache_actors.exposure_log.schema import Exposure, exposures_to_table
+from cache_actors.exposure_log.segments import write_segment
 from cache_actors.home import Home
 from cache_actors.transfer.restore_mark import restore_awaited
 
@@ -85,9 +87,11 @@ def test_a_memory_is_governed(
     assert [line["kind"] for line in lines].count("row") == mine
     assert {line["user_id"] for line in lines} == {USER}
 
+    shown = Exposure("r1", 5, USER, np.array([1]), np.array([0.5], np.float32))
+    write_segment(home.exposures, exposures_to_table([shown]))
     where = ("--snapshot", str(tmp_path / "warm"), *at_home)
     done = marm("memory", "forget", str(USER), "--yes", *where)
-    assert done["events_erased"] == mine
+    assert (done["events_erased"], done["exposures_removed"]) == (mine, 1)
     assert done["rows_removed_from_snapshots"] == {str(tmp_path / "warm"): mine}
     batches = EventLog(home.log).read(LogOffsets.start())
     assert USER not in np.concatenate([batch.user_id for batch in batches])

@@ -191,6 +191,8 @@ BAD_REQUESTS = [
     ("/recommend", {"user_id": 5, "context": {"context_id": -1}}, 422),
     ("/recommend", {"user_id": 5, "context": {"magic": 1}}, 422),
     ("/recommend", {"user_id": 5, "context": {"timestamp_ms": 2**62}}, 422),
+    ("/recommend", b'{"user_id": 5, "context": {"context_id": NaN}}', 422),
+    ("/recommend", b'{"user_id": 5, "context": {"timestamp_ms": -Infinity}}', 422),
     ("/recommend", {"user_id": 5, "context": {"exclude_item_ids": list(range(1001))}}, 422),
     ("/recommend", {"user_id": 5, "context": {"exclude_item_ids": ["a"]}}, 422),
     ("/recommend", b" " * (MAX_BODY_BYTES + 1), 413),

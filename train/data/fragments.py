@@ -132,10 +132,25 @@ def read_csv(fragment: Fragment, layout: CsvLayout) -> RawRows:
 def read_parquet(fragment: Fragment, columns: list[str]) -> RawRows:
     """Rows of a Parquet fragment."""
     with parquet_file(Path(fragment.path)) as file:
+        _require_plain(fragment.path, file.schema_arrow, columns)
         try:
             return RawRows(file.read_row_group(fragment.start, columns), 0)
         except (pa.ArrowException, OSError) as error:
             raise IngestError(f"{fragment.path} is damaged: {error}") from error
+
+
+def _require_plain(path: str, schema: pa.Schema, columns: list[str]) -> None:
+    """Refuse columns of extension types: Ray Data registers one whose values are pickles, and
+    looking at a value would run whatever the file's author put there."""
+    for name in columns:
+        kind = schema.field(name).type if name in schema.names else None
+        while kind is not None and pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if isinstance(kind, pa.BaseExtensionType):
+            raise IngestError(
+                f"{path}: column {name!r} has the extension type {kind}; expected plain numbers, "
+                "text or times: write it without the extension"
+            )
 
 
 def _parse_csv(data: bytes, layout: CsvLayout, as_text: bool) -> RawRows:

@@ -13,6 +13,7 @@ from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption
 from app.cli.session import console, to_json
 from cache_actors.event_log.erase import ErasedEvents, erase_users, user_events
 from cache_actors.event_log.log import EventLog
+from cache_actors.exposure_log.erase import erase_exposures
 from cache_actors.home import Home
 from cache_actors.transfer.forget import forget_in_snapshot
 from cache_actors.transfer.pool_memory import PoolMemory
@@ -20,7 +21,8 @@ from cache_actors.transfer.restore import open_snapshot
 
 LEFT_OVER = (
     "Not reached: models keep what they learned; checkpoints in runs/ hold predictions by user id; "
-    "snapshots that were not given as --snapshot still hold rows."
+    "snapshots that were not given as --snapshot still hold rows; a running ingress still writes "
+    "the exposures of its last seconds (repeat this for them)."
 )
 
 
@@ -38,7 +40,7 @@ def forget_command(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     address: AddressOption = None,
 ) -> None:
-    """Remove users from every shard, replica and tier, and from the event log, for good.
+    """Remove users from every shard, replica and tier, the event log and the exposures, for good.
 
     Old events of theirs that come again are refused; events from after the time begin a new
     history. It may be repeated. Prints counts as JSON.
@@ -55,12 +57,14 @@ def forget_command(
             until = until_ms_of.setdefault(user, newest_ms(target, memory, user))
             memory.forget(user, until)
     erased = erase_in_log(target, until_ms_of)
+    exposures_removed = erase_exposures(target.exposures, until_ms_of)
     rows_in = {url: forget_in_snapshot(url, until_ms_of).rows for url in snapshot or []}
     console.print(LEFT_OVER)
     report = {
         "until_ms": {str(user): until for user, until in until_ms_of.items()},
         "events_erased": erased.events,
         "log_files_rewritten": erased.files_rewritten,
+        "exposures_removed": exposures_removed,
         "rows_removed_from_snapshots": rows_in,
     }
     typer.echo(to_json(report))

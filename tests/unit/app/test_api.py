@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import ExitStack
 from functools import partial
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import HTTPException, Request
 from serving_models import InProcessReader, publish_all, some_items
 
-from app.ab import arm_table
+from app.admission import Admission, AdmissionPolicy
 from app.api import create_api, single_or_batch
 from app.args import AppArgs
+from app.experiments.table import experiment_table
 from app.feedback import FeedbackService
+from app.guards import RouteGuards
 from app.schemas import MemoryHealth
 from app.service import Service
 from cache_actors.event_log.log import EventLog
@@ -24,6 +28,7 @@ from cache_actors.registry import ModelRegistry
 from cache_actors.transfer.restore_mark import restore_awaited, restoring
 from marm.items import ItemCatalog
 from stages.assemble import build_cascading, build_ranking, build_retrieval
+from stages.fallback import FallbackRetrieval
 from stages.graph import StageGraph
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs
 from stages.live_model import LiveModel
@@ -31,12 +36,13 @@ from stages.popular import PopularItems
 from stages.server import StageServer
 
 LOGGER = logging.getLogger("test-api")
+ANYONE = RouteGuards()
 
 
 class Edge:
     """Everything that serves one home, in this process."""
 
-    def __init__(self, home: Home, args: AppArgs) -> None:
+    def __init__(self, home: Home, args: AppArgs, guards: RouteGuards = ANYONE) -> None:
         self.reader = InProcessReader()
         self.log = EventLog(home.log)
         self._committer = GroupCommitter(self.log, RecentReports.of_log(self.log))
@@ -54,15 +60,23 @@ class Edge:
             self.servers[stage] = StageServer(stage, "default", live, knobs)
         calls = {stage: {"default": self._call(server)} for stage, server in self.servers.items()}
         catalog = ItemCatalog(some_items())
+        self.answered: list[tuple] = []
+        self.outcomes: list[tuple[str, str]] = []
+        self.admission = Admission(AdmissionPolicy(max_concurrent=4))
+        self.feedback_admission = Admission(AdmissionPolicy(max_concurrent=4))
         self.service = Service(
-            graph=StageGraph(calls, args.stage_limits(), PopularItems.empty),
-            arms=arm_table({}, args.arms()),
+            graph=StageGraph(calls, args.stage_limits(), FallbackRetrieval(PopularItems.empty)),
+            experiments=experiment_table(args.routing, args.arms(), {}),
             feedback=FeedbackService(self, lambda: catalog, self._stores, timeout_s=5.0),
             statuses=self._statuses,
             limits=args.limits,
             restore_awaited=partial(restore_awaited, home.memory, required=False),
+            admission=self.admission,
+            feedback_admission=self.feedback_admission,
+            after_answer=[self._fail_to_follow, lambda *told: self.answered.append(told)],
+            on_outcome=lambda route, outcome, ms: self.outcomes.append((route, outcome)),
         )
-        self.api = create_api(self.service, args.limits.max_body_bytes)
+        self.api = create_api(self.service, args.limits.max_body_bytes, guards)
 
     async def append(self, events) -> list[bool]:
         if self.log_is_down:
@@ -85,6 +99,10 @@ class Edge:
 
     async def _statuses(self) -> list:
         return [server.status() for server in self.servers.values()]
+
+    @staticmethod
+    def _fail_to_follow(*told) -> None:
+        raise KeyError("what follows an answer costs the request nothing")
 
     @staticmethod
     def _call(server: StageServer):
@@ -206,3 +224,85 @@ def test_bodies_are_told_apart_by_their_events():
     assert single_or_batch({"events": []}) == "batch"
     assert single_or_batch({"user_id": 1}) == "event"
     assert single_or_batch([1]) == "event"
+
+
+def test_who_listens_is_told_of_every_answer(edge):
+    answer = edge.request("POST", "/recommend", json={"user_id": 7, "k": 3}).json()
+    ((request, assignment, result, latency_ms),) = edge.answered
+    assert (request.user_id, request.request_id) == (7, answer["request_id"])
+    assert assignment.arms == dict.fromkeys(("retrieval", "cascading", "ranking"), "default")
+    assert [item["item_id"] for item in answer["items"]] == result.final.candidates.item_id.tolist()
+    assert latency_ms > 0
+    assert answer["depth"] == 0
+    assert edge.outcomes == [("recommend", "ok")]
+
+
+def test_overload_is_refused_with_the_time_to_try_again(edge):
+    with ExitStack() as inside:
+        for _ in range(4):
+            inside.enter_context(edge.admission.admitted(1000))
+            inside.enter_context(edge.feedback_admission.admitted(1000))
+        refused = edge.request("POST", "/recommend", json={"user_id": 1})
+        unstored = edge.request("POST", "/feedback", json={"user_id": 1, "item_id": 2})
+    for response in (refused, unstored):
+        assert response.status_code == 429
+        assert "4 requests are in work already" in response.json()["error"]
+        assert int(response.headers["retry-after"]) >= 1
+        assert int(response.headers["retry-after-ms"]) >= 100
+    assert edge.request("POST", "/recommend", json={"user_id": 1}).status_code == 200
+    assert edge.outcomes == [
+        ("recommend", "overloaded"),
+        ("feedback", "overloaded"),
+        ("recommend", "ok"),
+    ]
+    assert edge.log.num_events() == 0
+
+
+def test_outcomes_are_counted_by_what_went_wrong(edge, home, tmp_path):
+    edge.request("POST", "/recommend", json={"user_id": 1, "k": 999})
+    edge.reader.down = True
+    edge.request("POST", "/recommend", json={"user_id": 1})
+    edge.log_is_down = True
+    edge.request("POST", "/feedback", json={"user_id": 1, "item_id": 2})
+    assert edge.outcomes == [
+        ("recommend", "refused"),
+        ("recommend", "degraded"),
+        ("feedback", "unavailable"),
+    ]
+
+
+def test_a_guard_stands_in_front_of_its_routes(home):
+    async def nobody(request: Request) -> None:
+        raise HTTPException(401, "a key is needed", headers={"WWW-Authenticate": "ApiKey"})
+
+    publish_all(home)
+    edge = Edge(home, AppArgs(), RouteGuards(feedback=nobody))
+    refused = edge.request("POST", "/feedback", json={"user_id": 1, "item_id": 2})
+    assert (refused.status_code, refused.json()["error"]) == (401, "a key is needed")
+    assert refused.headers["www-authenticate"] == "ApiKey"
+    assert edge.request("POST", "/recommend", json={"user_id": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "0.5", "1.0"])
+@pytest.mark.parametrize("field", ["context_id", "timestamp_ms"])
+def test_context_is_finite_whole_numbers(edge, field, value):
+    content = f'{{"user_id": 1, "context": {{"{field}": {value}}}}}'
+    headers = {"content-type": "application/json"}
+    response = edge.request("POST", "/recommend", content=content, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["details"][0]["where"] == f"context.{field}"
+
+
+def test_an_allow_list_is_exclusive_at_every_stage(edge):
+    def ask(**context) -> httpx.Response:
+        return edge.request("POST", "/recommend", json={"user_id": 1, "context": context})
+
+    allowed = [3, 9, 27, 10**12]
+    answer = ask(allow_item_ids=allowed, exclude_item_ids=[9]).json()
+    assert sorted(item["item_id"] for item in answer["items"]) == [3, 27]
+    assert answer["degraded"] == []
+    nothing = ask(allow_item_ids=[10**12])
+    assert (nothing.status_code, nothing.json()["items"]) == (200, [])
+    assert "the allow and block lists leave no item" in nothing.json()["degraded"][0]
+    for refused in ([], [-1], ["3"], [1.5], list(range(10_001)), 3):
+        assert ask(allow_item_ids=refused).status_code == 422

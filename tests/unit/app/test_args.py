@@ -6,8 +6,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from app.ab import arm_table
 from app.args import AppArgs
+from app.experiments.table import experiment_table
 from stages.knobs import RankingKnobs
 
 REPO = Path(__file__).resolve().parents[3]
@@ -31,7 +31,8 @@ def test_the_shipped_config_is_accepted():
     assert args.home == "marm-home"
     for deployment in application.get("deployments", []):
         if deployment["name"] == "ingress":
-            assert arm_table(deployment["user_config"], args.arms()).assign(1)
+            table = experiment_table(args.routing, args.arms(), deployment["user_config"])
+            assert table.assign(1, {}).arms == args.controls()
         if deployment["name"] == "ranking-default":
             RankingKnobs.model_validate(deployment["user_config"])
 
@@ -46,7 +47,13 @@ def test_the_shipped_config_is_accepted():
         ({"retrieval": {"variants": {"a": {"index": "magic"}}}}, "must be one of"),
         ({"ranking": {"variants": {"a": {"user_config": {"fusion": {"x": 1}}}}}}, "fusion must"),
         ({"ranking": {"variants": {"a": {"user_config": {"filter_seen": True}}}}}, "Extra inputs"),
-        ({"ingress": {"user_config": {"ab": {"ranking": {"b": 1}}}}}, "names the arms"),
+        (
+            {"ingress": {"user_config": {"experiments": {"b": {"share": 1}}}}},
+            "args.routing declares",
+        ),
+        ({"routing": {"shadows": {"ranking": {"arms": ["b"]}}}}, "ranking has the variants"),
+        ({"routing": {"overrides": {"roles": ["king"]}}}, "Input should be 'feedback'"),
+        ({"routing": {"exposures": {"max_buffered": 10}}}, "max_buffered must be at least"),
         ({"ingress": {"user_config": {"magic": 1}}}, "Extra inputs"),
         ({"limits": {"default_k": 300}}, "default_k must be at most"),
         ({"home": ""}, "at least 1 character"),

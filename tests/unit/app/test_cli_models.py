@@ -57,26 +57,44 @@ def test_versions_are_listed(marm: Callable[..., list[dict]]) -> None:
     ]
 
 
-def test_a_pin_rolls_back_and_zero_lifts_it(marm: Callable[..., list[dict]]) -> None:
-    assert marm("pin", "ranking", "1") == [{"stage": "ranking", "variant": "default", "pinned": 1}]
+def test_a_pin_chooses_and_unpin_lifts_it(marm: Callable[..., list[dict]]) -> None:
+    line = {"stage": "ranking", "variant": "default"}
+    assert marm("pin", "ranking", "default", "1") == [{**line, "pinned": 1}]
     pinned = marm("list")[1]
     assert (pinned["serving"], pinned["pinned"]) == (1, 1)
-    assert marm("pin", "ranking", "0") == [
-        {"stage": "ranking", "variant": "default", "pinned": None}
-    ]
+    assert marm("unpin", "ranking", "default") == [{**line, "pinned": None}]
     assert marm("list")[1]["serving"] == 2
+
+
+def test_one_command_rolls_back(marm: Callable[..., list[dict]]) -> None:
+    line = {"stage": "ranking", "variant": "default"}
+    assert marm("rollback", "ranking", "default") == [{**line, "rolled_back": 2, "pinned": 1}]
+    assert marm("list")[1]["pinned"] == 1
+    with pytest.raises(AssertionError):  # nothing before version 1
+        marm("rollback", "ranking", "default")
+    assert marm("list")[1]["pinned"] == 1
+
+
+def test_a_damaged_pin_can_be_taken_off(home: Path, marm: Callable[..., list[dict]]) -> None:
+    (home / "models" / "ranking" / "default" / "pin.json").write_text("{")
+    marm("unpin", "ranking", "default")
+    assert marm("list")[1]["pinned"] is None
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["ranking", "9"], "00000009 is missing"),
-        (["cascading", "1"], "is missing"),
-        (["ranking", "2", "--variant", "b"], "is missing"),
-        (["../up", "1"], "'../up'"),
+        (["pin", "ranking", "default", "9"], "00000009 is missing"),
+        (["pin", "cascading", "default", "1"], "is missing"),
+        (["pin", "ranking", "b", "2"], "is missing"),
+        (["pin", "../up", "default", "1"], "'../up'"),
+        (["unpin", "cascading", "default"], "no version of cascading/default is published"),
+        (["rollback", "cascading", "default"], "no version of cascading/default is published"),
+        (["rollback", "ranking", "b"], "no sound version of ranking/b served before version 1"),
+        (["rollback", "ranking", "../b"], "'../b'"),
     ],
 )
-def test_a_version_that_is_not_there_is_not_pinned(
+def test_what_is_not_there_changes_nothing(
     home: Path,
     args: list[str],
     message: str,
@@ -84,7 +102,7 @@ def test_a_version_that_is_not_there_is_not_pinned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = sorted(home.rglob("*"))
-    monkeypatch.setattr(sys, "argv", ["marm", "models", "pin", *args, "--home", str(home)])
+    monkeypatch.setattr(sys, "argv", ["marm", "models", *args, "--home", str(home)])
     with pytest.raises(SystemExit) as ended:
         cli()
     said = capsys.readouterr().err

@@ -18,7 +18,6 @@ from serving_models import (
 from cache_actors.registry import ModelRegistry
 from marm.items import ItemFeatures
 from stages.assemble import build_cascading, build_ranking, build_retrieval
-from stages.fusion import best_first, fuse_task_scores
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs
 from stages.live_model import LiveModel
 from stages.request import StageRequest
@@ -167,19 +166,6 @@ def test_rows_from_a_clock_ahead_count(load, reader):
 def test_a_never_seen_item_is_scored(load):
     strange = ItemFeatures(*(np.array([value], np.int64) for value in (2**62, 0, 0, 0)))
     assert len(load("ranking").run(make_request(candidates=strange), RankingKnobs())) == 1
-
-
-def test_fusion_ignores_unlearned_tasks_and_survives_having_none():
-    scores = np.array([[0.1, 0.9], [0.5, 0.2]], np.float32)
-    weights = {"like": 2.0, "watch_time": 1.0}
-    assert fuse_task_scores(("click", "like"), scores, weights).tolist() == pytest.approx(
-        [1.8, 0.4]
-    )
-    assert fuse_task_scores(("click", "follow"), scores, weights).tolist() == pytest.approx(
-        [1.0, 0.7]
-    )
-    assert best_first(np.array([1.0, 3.0, 3.0, 2.0]), 3).tolist() == [1, 2, 3]
-    assert best_first(np.array([1.0]), -1).tolist() == []
 
 
 def make_server(tmp_path, reader) -> tuple[StageServer, LiveModel, ModelRegistry]:

@@ -1,0 +1,173 @@
+"""All candidates of a request in one pass over one copy of the user's rows.
+
+The same numbers as `marm.attention.MultiLayerTargetAttention`, which stays the reference, from
+weights laid out once. What one user's candidates share is computed once per request: the rows they
+see, the recency biases, the keys and values of every layer. Rows that a layer hides are left out
+instead of masked.
+
+Shape legend: M candidates, N rows, L layers, D row width, F feature dim, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from marm.attention import MultiLayerTargetAttention, TargetAttention
+from marm.frozen_layer import FrozenLayer
+from marm.precision import Precision
+from marm.search import AllRows, Categories, Found, RowSearch
+from marm.sequence import NUM_GAP_BUCKETS
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """One user's rows, newest first, as all of the request's candidates see them."""
+
+    live_NF: Tensor  # live features
+    memory_NLD: Tensor  # cached vectors: of all layers, or of the first few only
+    visible_N: Tensor  # bool
+    memorised_N: Tensor  # bool: visible and with cached vectors
+    distance_N: Tensor  # int64, buckets
+    gap_N: Tensor  # int64, buckets
+    categories: Categories | None = None
+
+
+class AmortisedAttention:
+    """A frozen `MultiLayerTargetAttention`; later changes of its weights are not seen."""
+
+    def __init__(
+        self,
+        attention: MultiLayerTargetAttention,
+        precision: Precision,
+        search: RowSearch | None = None,
+    ) -> None:
+        self.precision, self.search = precision, search or AllRows()
+        modules = [attention.first, *attention.layers]
+        self._layers = [
+            FrozenLayer(layer, precision) for layer in modules if isinstance(layer, TargetAttention)
+        ]
+        self._live_norms = [_copied(norm) for norm in attention.feature_norms]
+        self._memory_norms = [_copied(norm) for norm in attention.memory_norms]
+        recency = attention.recency
+        pairs = recency.distance[:, None] + recency.gap[None, :]
+        self._bias_table = pairs.detach().flatten(0, 1)  # [pair, (L + 1) * H]
+        nulls: list[Tensor] = [
+            layer.null_logit for layer in modules if isinstance(layer, TargetAttention)
+        ]
+        self._null_TH1 = torch.stack(nulls).detach().unsqueeze(2).clone()
+
+    def outputs(
+        self, query_MC: Tensor, history: UserHistory, found: list[Found] | None = None
+    ) -> list[Tensor]:
+        """``[y_1, ..., y_{L+1}]`` of the candidates, each ``[M, D]`` in single precision.
+
+        Args:
+            query_MC: layer-0 queries.
+            history: the user's rows.
+            found: when given, what each layer's search found is appended to it, as positions in
+                ``history``; needs a search other than `AllRows`.
+        """
+        at_layer_0 = _Rows.of(history, history.visible_N)
+        above = at_layer_0
+        if len(self._layers) > 1 and not torch.equal(history.memorised_N, history.visible_N):
+            above = _Rows.of(history, history.memorised_N)
+        outputs = [self._layer(0, query_MC, at_layer_0, found)]
+        for index in range(1, len(self._layers)):
+            outputs.append(self._layer(index, outputs[-1], above, found))
+        return outputs
+
+    def _layer(self, index: int, x_MC: Tensor, rows: _Rows, found: list[Found] | None) -> Tensor:
+        layer = self._layers[index]
+        stored = index == 0 or index <= rows.history.memory_NLD.shape[1]
+        num_rows = len(rows) if stored else 0
+        q_HME = layer.queries(x_MC)
+        if not num_rows:  # the null key alone
+            if found is not None:
+                found.append(_nothing_found(x_MC))
+            return layer.finish(x_MC, torch.zeros_like(q_HME))
+        inputs_NC, bias_HN = self._key_inputs(index, rows), self._biases(index, rows)
+        if found is None and self.search.takes_all(num_rows):
+            return layer.finish(x_MC, layer.attend(q_HME, inputs_NC, bias_HN))
+        context_HME, of_layer = layer.attend_found(
+            q_HME, inputs_NC, bias_HN, self.search, rows.categories
+        )
+        if found is not None:
+            found.append(rows.in_history(of_layer))
+        return layer.finish(x_MC, context_HME)
+
+    def _key_inputs(self, index: int, rows: _Rows) -> Tensor:
+        """Normalised key inputs ``[N + 1, C]``; the last row is the null key's."""
+        live_dim = rows.standard_NF.shape[1]
+        dim = 0 if index == 0 else rows.history.memory_NLD.shape[2]
+        inputs = torch.empty(
+            (len(rows) + 1, dim + live_dim),
+            dtype=self.precision.dtype,
+            device=rows.standard_NF.device,
+        )
+        inputs[-1].zero_()
+        if index > 0:
+            norm = self._memory_norms[index - 1]
+            inputs[:-1, :dim] = norm(rows.memory(index - 1))
+        norm = self._live_norms[index]
+        inputs[:-1, dim:] = torch.addcmul(norm.bias, rows.standard_NF, norm.weight)
+        return inputs
+
+    def _biases(self, index: int, rows: _Rows) -> Tensor:
+        """Recency bias of the rows and logit of the null key, ``[H, N + 1]``."""
+        num_heads = self._layers[index].num_heads
+        columns = slice(index * num_heads, (index + 1) * num_heads)
+        bias_HN = nn.functional.embedding(rows.pair_N, self._bias_table[:, columns]).t()
+        return torch.cat([bias_HN, self._null_TH1[index]], dim=1)
+
+
+class _Rows:
+    """Some rows of a history and what the layers that see them share."""
+
+    def __init__(self, history: UserHistory, index_N: Tensor | None) -> None:
+        self.history, self._index_N = history, index_N
+        live_NF = self._taken(history.live_NF)
+        # Without weights: layers differ in these alone.
+        self.standard_NF = nn.functional.layer_norm(live_NF, live_NF.shape[1:])
+        pair_N = history.distance_N * NUM_GAP_BUCKETS + history.gap_N
+        self.pair_N = self._taken(pair_N)
+        self.categories = history.categories
+        if self.categories is not None and index_N is not None:
+            self.categories = self.categories.of_rows(index_N)
+
+    @staticmethod
+    def of(history: UserHistory, mask_N: Tensor) -> _Rows:
+        """The rows that ``mask_N`` shows."""
+        if bool(mask_N.all()):
+            return _Rows(history, None)
+        return _Rows(history, mask_N.nonzero().squeeze(1))
+
+    def __len__(self) -> int:
+        return len(self.standard_NF)
+
+    def memory(self, layer: int) -> Tensor:
+        """Cached vectors ``[N, D]`` of one layer."""
+        return self._taken(self.history.memory_NLD[:, layer]).float()
+
+    def in_history(self, found: Found) -> Found:
+        """What was found among these rows, as positions in the history."""
+        if self._index_N is None:
+            return found
+        return Found(self._index_N[found.position], found.valid)
+
+    def _taken(self, x: Tensor) -> Tensor:
+        return x if self._index_N is None else x[self._index_N]
+
+
+def _copied(norm: nn.Module) -> nn.LayerNorm:
+    assert isinstance(norm, nn.LayerNorm)
+    copy = nn.LayerNorm(norm.normalized_shape, norm.eps, device=norm.weight.device)
+    copy.load_state_dict(norm.state_dict())
+    return copy.requires_grad_(False)
+
+
+def _nothing_found(x_MC: Tensor) -> Found:
+    nothing = torch.empty((len(x_MC), 0), dtype=torch.int64, device=x_MC.device)
+    return Found(nothing, nothing.bool())

@@ -1,0 +1,26 @@
+"""How a loaded model scores: at which precision, and from which rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from marm.precision import PRECISIONS
+from marm.search import AllRows, RowSearch
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """Chosen when a model is loaded; weights and memory are the same whatever it says.
+
+    Attributes:
+        precision: ``fp32``; ``bf16``; or ``auto``, the fastest that the device computes itself.
+            Served and offline scores agree within 1e-4 in fp32 only.
+        search: the rows each candidate attends to (Section 2.2); all of them by default.
+    """
+
+    precision: str = "fp32"
+    search: RowSearch = field(default_factory=AllRows)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")

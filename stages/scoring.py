@@ -1,0 +1,95 @@
+"""What ranking and cascading share: read rows, choose the depth that can be afforded, score.
+
+Degrading goes by layer: L cached layers, fewer, raw rows only, no rows. The score at a lower depth
+is that of the same model with the upper layers masked, as for a row that was never memorised.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.batching import ScoreBatcher, ScoreRequest, ScoringModel, score_one
+from stages.depth import DepthPlanner, ScoringWork
+from stages.history import History, MemoryReader, read_history
+from stages.knobs import ScoringKnobs
+from stages.request import StageRequest
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of all candidates of a request, and what they were computed from."""
+
+    scores: NDArray[np.float32]  # [M] or [M, T]
+    history: History
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the scores had to do without."""
+        return (self.history.note,) if self.history.note else ()
+
+
+@dataclass(frozen=True)
+class CandidateScorer:
+    """One loaded model with the memory it reads and what is known of its cost."""
+
+    model: ScoringModel
+    memory: MemoryReader
+    history_length: int
+    depth: int
+    planner: DepthPlanner
+    batcher: ScoreBatcher
+
+    @staticmethod
+    def of(
+        model: ScoringModel, memory: MemoryReader, history_length: int, depth: int
+    ) -> CandidateScorer:
+        """A scorer that knows nothing of the model's cost yet."""
+        planner = DepthPlanner(ScoringWork(memory.namespace.dim, depth))
+        return CandidateScorer(model, memory, history_length, depth, planner, ScoreBatcher(model))
+
+    def score(self, request: StageRequest, knobs: ScoringKnobs) -> Scored:
+        """Score all candidates of ``request`` in one pass over one copy of the user's rows.
+
+        Raises:
+            NotScoredError: the request waited for others beyond its deadline.
+        """
+        history = self._read(request, knobs)
+        asked = ScoreRequest(
+            history.rows, request.user_id, request.candidates, history.now_ms, request.context_id
+        )
+        began_s = time.perf_counter()
+        if knobs.batch_window_ms:
+            scores = self.batcher.score(
+                asked, request.deadline_ms, knobs.batch_window_ms, knobs.max_batch_requests
+            )
+        else:
+            scores = score_one(self.model, asked)
+        elapsed_ms = (time.perf_counter() - began_s) * 1000
+        self.planner.observe(len(history), len(request.candidates), history.depth, elapsed_ms)
+        return Scored(scores, history)
+
+    def _read(self, request: StageRequest, knobs: ScoringKnobs) -> History:
+        """The rows to score from, with as many layers as there is time for."""
+        length = at_most(self.history_length, knobs.max_history_length)
+        wanted = at_most(self.depth, knobs.max_depth)
+        history = read_history(self.memory, request, length, wanted, knobs.memory_read_ms)
+        # Vectors that no row has cost time and change nothing.
+        history = history.at_depth(history.read.depth)
+        left_ms = request.deadline_ms - time.time() * 1000 - knobs.batch_window_ms
+        plan = self.planner.plan(history.depth, len(history), len(request.candidates), left_ms)
+        if not plan.with_rows:
+            note = f"scored without rows, with {left_ms:.0f} ms left"
+            return replace(history.without_rows(), note=note)
+        if plan.depth < history.depth:
+            note = f"depth {plan.depth} instead of {history.depth}, with {left_ms:.0f} ms left"
+            return replace(history.at_depth(plan.depth), note=note)
+        return history
+
+
+def at_most(value: int, limit: int | None) -> int:
+    """``value``, or ``limit`` where it is lower."""
+    return value if limit is None else min(value, limit)
