@@ -18,6 +18,9 @@ from app.errors import OverloadedError
 LEARNING_RATE = 0.1
 """Weight of the newest request in the estimate."""
 
+CUT_SHORT_RATE = 0.01
+"""The same for a request that was answered without some stage, and so looks cheap."""
+
 MIN_RETRY_MS = 100.0
 
 
@@ -99,10 +102,10 @@ class Admission:
         # Requests in work while this one was, seen at both of its ends.
         beside = (ticket.in_work_at_start + self._in_work) / 2
         unit_ms = took_ms / beside
-        if ticket.was_cut_short:
-            # It would have taken longer, had it been done in full.
-            unit_ms = max(unit_ms, self._unit_ms)
         rate = LEARNING_RATE if self._unit_ms else 1.0
+        if ticket.was_cut_short and unit_ms < self._unit_ms:
+            # It would have taken longer, had it been done in full; but a stage may stay away.
+            rate = CUT_SHORT_RATE
         self._unit_ms += rate * (unit_ms - self._unit_ms)
 
 

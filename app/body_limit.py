@@ -21,19 +21,19 @@ class BodyLimit:
         if declared_length(scope) > self._max_bytes:
             await self._refuse(scope, receive, send)
             return
-        messages: list[Message] = []
-        size = 0
+        body = bytearray()  # joined: a million messages of a byte each would take far more
         while True:
-            message = await receive()
-            messages.append(message)
-            if message["type"] != "http.request":
+            last = await receive()
+            if last["type"] != "http.request":
                 break
-            size += len(message.get("body", b""))
-            if size > self._max_bytes:
+            body += last.get("body", b"")
+            if len(body) > self._max_bytes:
                 await self._refuse(scope, receive, send)
                 return
-            if not message.get("more_body", False):
+            if not last.get("more_body", False):
                 break
+        whole: Message = {"type": "http.request", "body": bytes(body), "more_body": False}
+        messages = [whole] if last["type"] == "http.request" else [last]
 
         async def replay() -> Message:
             return messages.pop(0) if messages else await receive()

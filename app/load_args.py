@@ -91,6 +91,9 @@ class ReplicaArgs(Strict):
     """How often a replica that is to end looks whether requests are left."""
     drain_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
     """Longest time that a replica that is to end waits for its requests."""
+    surge_percent: Annotated[int, Field(ge=0, le=100)] = 100
+    """Of the replicas, how many may run beside those that they replace, so that new arguments leave
+    no gap. It needs the CPUs for both; 0 ends old replicas first."""
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> ReplicaArgs:
@@ -108,6 +111,7 @@ class ReplicaArgs(Strict):
             "max_queued_requests": self.max_queued_requests,
             "graceful_shutdown_wait_loop_s": self.drain_poll_s,
             "graceful_shutdown_timeout_s": self.drain_timeout_s,
+            "max_surge_percent": self.surge_percent,
             "ray_actor_options": {"num_cpus": self.num_cpus},
         }
         if self.autoscaling is None:

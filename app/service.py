@@ -12,6 +12,7 @@ import numpy as np
 
 from app.admission import Admission, AdmissionPolicy
 from app.admission_gate import Refusal
+from app.answer import to_response
 from app.args import LimitArgs
 from app.errors import OverloadedError, RefusedError, UnavailableError
 from app.experiments.assignment import Assignment
@@ -22,15 +23,12 @@ from app.schemas import (
     FeedbackResponse,
     HealthResponse,
     MemoryHealth,
-    RecommendedItem,
     RecommendRequest,
     RecommendResponse,
-    RowCounts,
     StageHealth,
-    StageReport,
 )
 from stages.graph import GraphResult, StageGraph
-from stages.request import STAGES, StageName, StageRequest, StageResult, StageStatus
+from stages.request import STAGES, StageName, StageRequest, StageStatus
 
 logger = logging.getLogger("ray.serve")
 
@@ -254,47 +252,3 @@ class Service:
                     f"timestamp_ms must be milliseconds since 1970 and not in the future, got "
                     f"{time_ms}{where} while the server's clock shows {arrived_ms}"
                 )
-
-
-def to_response(
-    user_id: int, request_id: str, result: GraphResult, assignment: Assignment
-) -> RecommendResponse:
-    """The answer as it is sent."""
-    final = result.final
-    return RecommendResponse(
-        user_id=user_id,
-        items=[
-            RecommendedItem(
-                item_id=int(item_id),
-                score=float(final.scores[index]),
-                tasks={
-                    task: float(final.task_scores[index, column])
-                    for column, task in enumerate(final.tasks)
-                },
-            )
-            for index, item_id in enumerate(final.candidates.item_id.tolist())
-        ],
-        stages={stage: to_report(answer) for stage, answer in result.stages.items()},
-        degraded=list(result.degraded),
-        depth=result.depth,
-        request_id=request_id,
-        arms=dict(assignment.arms),
-        experiments=dict(assignment.experiments),
-        holdout=assignment.holdout,
-        overridden=list(assignment.overridden),
-    )
-
-
-def to_report(result: StageResult) -> StageReport:
-    """One stage's part of the answer as it is sent."""
-    return StageReport(
-        variant=result.variant,
-        model_version=result.model_version,
-        source=result.source,
-        candidates_in=result.num_in,
-        candidates_out=len(result),
-        ms=round(result.elapsed_ms, 3),
-        memory_depth=result.rows.depth,
-        fallback_of=result.fallback_of,
-        rows=RowCounts(raw=result.rows.raw, memorised=result.rows.memorised),
-    )

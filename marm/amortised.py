@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from marm.attention import MultiLayerTargetAttention, TargetAttention
 from marm.frozen_layer import FrozenLayer
+from marm.key_inputs import Workspace
 from marm.precision import Precision
 from marm.search import AllRows, Categories, Found, RowSearch
 from marm.sequence import NUM_GAP_BUCKETS
@@ -46,8 +47,11 @@ class AmortisedAttention:
     ) -> None:
         self.precision, self.search = precision, search or AllRows()
         modules = [attention.first, *attention.layers]
+        self.workspace = Workspace()
         self._layers = [
-            FrozenLayer(layer, precision) for layer in modules if isinstance(layer, TargetAttention)
+            FrozenLayer(layer, precision, self.workspace)
+            for layer in modules
+            if isinstance(layer, TargetAttention)
         ]
         self._live_norms = [_copied(norm) for norm in attention.feature_norms]
         self._memory_norms = [_copied(norm) for norm in attention.memory_norms]
@@ -84,36 +88,23 @@ class AmortisedAttention:
         stored = index == 0 or index <= rows.history.memory_NLD.shape[1]
         num_rows = len(rows) if stored else 0
         q_HME = layer.queries(x_MC)
-        if not num_rows:  # the null key alone
+        if not num_rows or not len(x_MC):  # the null key alone, or nobody who asks
             if found is not None:
                 found.append(_nothing_found(x_MC))
             return layer.finish(x_MC, torch.zeros_like(q_HME))
-        inputs_NC, bias_HN = self._key_inputs(index, rows), self._biases(index, rows)
+        keys, bias_HN = self._key_inputs(index, rows), self._biases(index, rows)
         if found is None and self.search.takes_all(num_rows):
-            return layer.finish(x_MC, layer.attend(q_HME, inputs_NC, bias_HN))
+            return layer.finish(x_MC, layer.attend(q_HME, keys, bias_HN))
         context_HME, of_layer = layer.attend_found(
-            q_HME, inputs_NC, bias_HN, self.search, rows.categories
+            q_HME, keys, bias_HN, self.search, rows.categories
         )
         if found is not None:
             found.append(rows.in_history(of_layer))
         return layer.finish(x_MC, context_HME)
 
-    def _key_inputs(self, index: int, rows: _Rows) -> Tensor:
-        """Normalised key inputs ``[N + 1, C]``; the last row is the null key's."""
-        live_dim = rows.standard_NF.shape[1]
-        dim = 0 if index == 0 else rows.history.memory_NLD.shape[2]
-        inputs = torch.empty(
-            (len(rows) + 1, dim + live_dim),
-            dtype=self.precision.dtype,
-            device=rows.standard_NF.device,
-        )
-        inputs[-1].zero_()
-        if index > 0:
-            norm = self._memory_norms[index - 1]
-            inputs[:-1, :dim] = norm(rows.memory(index - 1))
-        norm = self._live_norms[index]
-        inputs[:-1, dim:] = torch.addcmul(norm.bias, rows.standard_NF, norm.weight)
-        return inputs
+    def _key_inputs(self, index: int, rows: _Rows) -> _LayerKeys:
+        norm = self._memory_norms[index - 1] if index > 0 else None
+        return _LayerKeys(rows, index, norm, self._live_norms[index], self)
 
     def _biases(self, index: int, rows: _Rows) -> Tensor:
         """Recency bias of the rows and logit of the null key, ``[H, N + 1]``."""
@@ -147,9 +138,12 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.standard_NF)
 
-    def memory(self, layer: int) -> Tensor:
-        """Cached vectors ``[N, D]`` of one layer."""
-        return self._taken(self.history.memory_NLD[:, layer]).float()
+    def memory(self, layer: int, part: slice) -> Tensor:
+        """Cached vectors of one layer of some rows, ``[rows, D]``."""
+        vectors_NLD, index_N = self.history.memory_NLD, self._index_N
+        if index_N is None:
+            return vectors_NLD[part, layer].float()
+        return vectors_NLD[index_N[part], layer].float()
 
     def in_history(self, found: Found) -> Found:
         """What was found among these rows, as positions in the history."""
@@ -159,6 +153,42 @@ class _Rows:
 
     def _taken(self, x: Tensor) -> Tensor:
         return x if self._index_N is None else x[self._index_N]
+
+
+class _LayerKeys:
+    """Normalised key inputs of one layer, ``[N, C]``, formed when they are asked for."""
+
+    def __init__(
+        self,
+        rows: _Rows,
+        layer: int,
+        memory_norm: nn.LayerNorm | None,
+        live_norm: nn.LayerNorm,
+        owner: AmortisedAttention,
+    ) -> None:
+        self._rows, self._layer, self._owner = rows, layer, owner
+        self._memory_norm, self._live_norm = memory_norm, live_norm
+        self._memory_dim = 0 if memory_norm is None else rows.history.memory_NLD.shape[2]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, part: slice) -> Tensor:
+        """See `KeyInputs.rows`."""
+        live_norm, standard = self._live_norm, self._rows.standard_NF[part]
+        live = torch.addcmul(live_norm.bias, standard, live_norm.weight)
+        if self._memory_norm is None:
+            return live.to(self._owner.precision.dtype)
+        dim = self._memory_dim
+        inputs = self._owner.workspace.take(
+            "key inputs",
+            (len(live), dim + live.shape[1]),
+            self._owner.precision.dtype,
+            live.device,
+        )
+        inputs[:, :dim] = self._memory_norm(self._rows.memory(self._layer - 1, part))
+        inputs[:, dim:] = live
+        return inputs
 
 
 def _copied(norm: nn.Module) -> nn.LayerNorm:

@@ -1,6 +1,6 @@
 """One layer of target attention with its weights as they are now, laid out for inference.
 
-Shape legend: M candidates, N rows (the last of which is the null key), H heads, E head width,
+Shape legend: M candidates, N rows (where the null key counts, the last one), H heads, E head width,
 D = H*E, C width of a key input.
 """
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from marm.attention import TargetAttention
+from marm.key_inputs import KeyInputs, Workspace, blocks
 from marm.precision import Precision
 from marm.search import Categories, Found, RowSearch
 
@@ -20,11 +21,11 @@ _SEARCH_BLOCK_BYTES = 4 << 20
 class FrozenLayer:
     """`TargetAttention` of one user's candidates: all of them attend to the same keys.
 
-    A null key is a row of zeros at the end of the key inputs: its keys and values are zeros, and
-    its logit is its bias.
+    The null key is one row more, the last: its key and value are zeros, and its logit is its bias.
     """
 
-    def __init__(self, layer: TargetAttention, precision: Precision) -> None:
+    def __init__(self, layer: TargetAttention, precision: Precision, workspace: Workspace) -> None:
+        self._workspace = workspace
         self.num_heads, self.dim = layer.num_heads, layer.dim
         self._width = layer.dim // layer.num_heads
         self._precision = precision
@@ -47,11 +48,11 @@ class FrozenLayer:
         q_MD = self._query(self._query_norm(x_MC))
         return q_MD.view(-1, self.num_heads, self._width).transpose(0, 1)
 
-    def attend(self, q_HME: Tensor, inputs_NC: Tensor, bias_HN: Tensor) -> Tensor:
+    def attend(self, q_HME: Tensor, keys: KeyInputs, bias_HN: Tensor) -> Tensor:
         """Attention to all rows, ``[H, M, E]``, by the association that multiplies less."""
         if self.absorbs(q_HME.shape[1]):
-            return self._attend_absorbed(q_HME, inputs_NC, bias_HN)
-        k_HNE, v_HNE = self.keys_and_values(inputs_NC)
+            return self._attend_absorbed(q_HME, keys, bias_HN)
+        k_HNE, v_HNE = self.keys_and_values(keys)
         return self._precision.attend(q_HME, k_HNE, v_HNE, bias_HN)
 
     def absorbs(self, num_candidates: int) -> bool:
@@ -64,10 +65,13 @@ class FrozenLayer:
         projected = width * self.dim + num_candidates * self.dim
         return num_candidates * self.num_heads * width < projected
 
-    def _attend_absorbed(self, q_HME: Tensor, inputs_NC: Tensor, bias_HN: Tensor) -> Tensor:
+    def _attend_absorbed(self, q_HME: Tensor, keys: KeyInputs, bias_HN: Tensor) -> Tensor:
         by_head = self._key_value_weight.view(2, self.num_heads, self._width, -1)
         key_HEC, value_HEC = by_head.unbind(0)
         wide_HMC = torch.bmm(q_HME, key_HEC)
+        inputs_NC = wide_HMC.new_zeros((len(keys) + 1, wide_HMC.shape[2]))
+        for part in blocks(len(keys)):
+            inputs_NC[part] = keys.rows(part)
         shared = inputs_NC.expand(self.num_heads, *inputs_NC.shape)
         mixed_HMC = self._precision.attend(wide_HMC, shared, shared, bias_HN)
         return torch.bmm(mixed_HMC.to(value_HEC.dtype), value_HEC.transpose(1, 2))
@@ -75,16 +79,15 @@ class FrozenLayer:
     def attend_found(
         self,
         q_HME: Tensor,
-        inputs_NC: Tensor,
+        keys: KeyInputs,
         bias_HN: Tensor,
         search: RowSearch,
         categories: Categories | None,
     ) -> tuple[Tensor, Found]:
         """Attention to the rows that ``search`` finds, and to the null key (Eq. 9)."""
-        both_N2D = self._precision.linear(inputs_NC[:-1], self._key_value_weight)
-        k_ND, v_ND = both_N2D.chunk(2, dim=1)
+        k_ND, v_HNE = self._wide_keys_and_values(keys)
         q_MD = q_HME.transpose(0, 1).reshape(-1, self.dim)
-        rows = _SearchedRows(k_ND, v_ND.float().contiguous(), bias_HN)
+        rows = _SearchedRows(k_ND, v_HNE, bias_HN)
         at_once = max(1, _SEARCH_BLOCK_BYTES // (4 * len(k_ND)))
         mixed, blocks = [], []
         for start in range(0, len(q_MD), at_once):
@@ -103,13 +106,31 @@ class FrozenLayer:
         hidden = nn.functional.gelu(self._wide(self._forward_norm(y_MD)))
         return y_MD + self._narrow(hidden)
 
-    def keys_and_values(self, inputs_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the rows, both ``[H, N, E]``."""
-        both = self._precision.linear(inputs_NC, self._key_value_weight)
-        by_head = both.view(-1, 2, self.num_heads, self._width).permute(1, 2, 0, 3)
-        # Contiguous: the attention reads them for every block of candidates.
-        k_HNE, v_HNE = by_head.contiguous().unbind(0)
-        return k_HNE, v_HNE
+    def keys_and_values(self, keys: KeyInputs) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows and of the null key, both ``[H, N, E]``, until the next call
+        of any layer of the same workspace."""
+        shape = (2, self.num_heads, len(keys) + 1, self._width)
+        both = self._take("keys and values", shape, self._precision.dtype)
+        both[:, :, -1] = 0
+        for part in blocks(len(keys)):
+            projected = self._precision.linear(keys.rows(part), self._key_value_weight)
+            by_head = projected.view(-1, 2, self.num_heads, self._width)
+            both[:, :, part] = by_head.permute(1, 2, 0, 3)
+        return both[0], both[1]
+
+    def _wide_keys_and_values(self, keys: KeyInputs) -> tuple[Tensor, Tensor]:
+        """Keys ``[N, D]`` and values ``[H, N, E]``, the latter in single precision."""
+        k_ND = self._take("keys", (len(keys), self.dim), self._precision.dtype)
+        v_HNE = self._take("values", (self.num_heads, len(keys), self._width), torch.float32)
+        for part in blocks(len(keys)):
+            projected = self._precision.linear(keys.rows(part), self._key_value_weight)
+            k_ND[part] = projected[:, : self.dim]
+            by_head = projected[:, self.dim :].view(-1, self.num_heads, self._width)
+            v_HNE[:, part] = by_head.transpose(0, 1)
+        return k_ND, v_HNE
+
+    def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self._workspace.take(name, shape, dtype, self._key_value_weight.device)
 
 
 class _SearchedRows:
@@ -119,10 +140,9 @@ class _SearchedRows:
     scores of all rows are a single GEMM. Logits head by head are needed of the found rows alone.
     """
 
-    def __init__(self, k_ND: Tensor, v_ND: Tensor, bias_HN: Tensor) -> None:
+    def __init__(self, k_ND: Tensor, v_HNE: Tensor, bias_HN: Tensor) -> None:
         self._num_heads = len(bias_HN)
-        self._k_ND = k_ND.contiguous()
-        self._v_HNE = v_ND.view(len(v_ND), self._num_heads, -1).transpose(0, 1).contiguous()
+        self._k_ND, self._v_HNE = k_ND, v_HNE
         self._bias_NH, self._null_H = bias_HN[:, :-1].t().contiguous(), bias_HN[:, -1]
         self._mean_bias_N = bias_HN[:, :-1].mean(dim=0)
 

@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "bf16", "auto")
 _SAFE_LOGIT = 80.0
 """exp of more than 88 overflows single precision and bfloat16 alike."""
 
-_BLOCK_ROWS = 1536
+_BLOCK_ROWS = 1024
 _BLOCK_CANDIDATES = 512
 """A block of bfloat16 weights of this size stays in the second-level cache of a core."""
 
@@ -130,8 +130,6 @@ def _exponential_attention(q_ME: Tensor, k_NE: Tensor, v_NE: Tensor, bias_N: Ten
 def _onednn_linear() -> Callable[..., Tensor] | None:
     """torch's binding of oneDNN's linear map, the one its compiler uses for CPUs; on some of them
     it is a quarter faster than the library behind `nn.functional.linear`."""
-    if not torch.backends.mkldnn.is_available():
-        return None
     operator: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     return operator
 

@@ -31,8 +31,9 @@ from stages.request import StageName, StageRequest, StageResult, StageStatus
 from stages.server import StageServer
 from stages.swap_check import KeepsRows
 
-EXTRA_THREADS = 4
-"""Requests of a replica that may wait for memory while others compute."""
+EXTRA_THREADS = 8
+"""Requests of a replica that may wait, for memory or to be computed in one batch, while others
+compute."""
 
 
 @dataclass(frozen=True)

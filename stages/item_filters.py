@@ -83,11 +83,15 @@ class Permitted:
 
     def positions(self, num_items: int) -> NDArray[np.int64]:
         """All permitted positions of a table of ``num_items``, ascending."""
-        if self.only is not None:
-            return self.only
-        mask = np.ones(num_items, np.bool_)
+        return np.flatnonzero(self.mask(num_items)) if self.only is None else self.only
+
+    def mask(self, num_items: int) -> NDArray[np.bool_]:
+        """Which positions of a table of ``num_items`` are permitted, ``[num_items]``."""
+        mask = np.full(num_items, self.only is None, np.bool_)
         mask[self.blocked] = False
-        return np.flatnonzero(mask)
+        if self.only is not None:
+            mask[self.only] = True
+        return mask
 
 
 class ItemPositions:

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from marm.items import ItemFeatures
 from stages.index_args import HnswIndexArgs, IvfIndexArgs
+from stages.item_filters import Permitted
 from stages.item_index_faiss import (
+    GATHERED_POSITIONS,
     FaissItemIndex,
     Hits,
     bitmap_selector,
+    flat_index,
     scan_flat,
 )
 
@@ -46,6 +49,11 @@ class ApproximateItemIndex(FaissItemIndex):
     @abstractmethod
     def least_effort(self, k: int) -> int:
         """What a search for ``k`` items takes at the least."""
+
+    def _looked_at(self, k: int, permitted: Permitted | None) -> int:
+        """Items that are to be looked at so that ``k`` of them are permitted, on average."""
+        share = 1.0 if permitted is None else permitted.count(len(self)) / len(self)
+        return ceil(k / share)
 
 
 class IvfItemIndex(ApproximateItemIndex):
@@ -91,21 +99,26 @@ class IvfItemIndex(ApproximateItemIndex):
         if num_items:
             self._index.train(vectors_MV)
             self._index.add(vectors_MV)
+            self._index.make_direct_map()
 
     def _approximate(
-        self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
+        self, queries: NDArray[np.float32], k: int, permitted: Permitted | None
     ) -> Hits:
-        share = 1.0 if only is None else len(only) / len(self)
-        effort = max(self.effort, self.least_effort(ceil(k / share)))
-        return self._probe(queries, k, only, min(effort, self.nlist))
+        effort = max(self.effort, self.least_effort(self._looked_at(k, permitted)))
+        return self._probe(queries, k, permitted, min(effort, self.nlist))
 
-    def _scan(self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None) -> Hits:
-        return self._probe(queries, k, only, self.nlist)
+    def _scan(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> Hits:
+        if permitted is not None and permitted.count(len(self)) <= GATHERED_POSITIONS:
+            only = permitted.positions(len(self))
+            # A temporary flat index: picking few vectors is quicker than walking all clusters.
+            scores, at = flat_index(self._index.reconstruct_batch(only)).search(queries, k)
+            return scores, only[at]
+        return self._probe(queries, k, permitted, self.nlist)
 
     def _probe(
-        self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None, nprobe: int
+        self, queries: NDArray[np.float32], k: int, permitted: Permitted | None, nprobe: int
     ) -> Hits:
-        selector = None if only is None else bitmap_selector(only, len(self))
+        selector = None if permitted is None else bitmap_selector(permitted, len(self))
         parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
         return self._index.search(queries, k, params=parameters)
 
@@ -140,13 +153,13 @@ class HnswItemIndex(ApproximateItemIndex):
             self._index.add(vectors_MV)
 
     def _approximate(
-        self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
+        self, queries: NDArray[np.float32], k: int, permitted: Permitted | None
     ) -> Hits:
-        selector = None if only is None else bitmap_selector(only, len(self))
-        share = 1.0 if only is None else len(only) / len(self)
-        effort = min(max(self.effort, self.least_effort(ceil(k / share))), self.max_effort)
+        selector = None if permitted is None else bitmap_selector(permitted, len(self))
+        effort = max(self.effort, self.least_effort(self._looked_at(k, permitted)))
+        effort = min(effort, self.max_effort)
         parameters = faiss.SearchParametersHNSW(efSearch=effort, sel=selector)
         return self._index.search(queries, k, params=parameters)
 
-    def _scan(self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None) -> Hits:
-        return scan_flat(self._index.storage, queries, k, only)
+    def _scan(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> Hits:
+        return scan_flat(self._index.storage, queries, k, permitted)

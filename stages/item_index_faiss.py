@@ -75,28 +75,38 @@ class FaissItemIndex(ABC):
 
     def _permitted_hits(self, queries: NDArray[np.float32], k: int, permitted: Permitted) -> Hits:
         if permitted.only is None and len(permitted.blocked) <= MAX_DROPPED:
-            fetched = k + len(permitted.blocked)
-            hits = self._approximate(queries, fetched, None)
-            kept = kept_hits(hits, k, permitted.blocked)
-            return kept or _all_kept(self._scan(queries, fetched, None), k, permitted.blocked)
-        only = permitted.positions(len(self))
-        if len(only) >= EXACT_SHARE * len(self):
-            kept = kept_hits(self._approximate(queries, k, only), k, NOTHING)
-            if kept is not None:
-                return kept
-        return self._scan(queries, k, only)
+            return self._complete(queries, k, permitted.blocked, None)
+        if permitted.count(len(self)) >= EXACT_SHARE * len(self):
+            return self._complete(queries, k, NOTHING, permitted)
+        return self._scan(queries, k, permitted)
+
+    def _complete(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        dropped: NDArray[np.int64],
+        permitted: Permitted | None,
+    ) -> Hits:
+        """``k`` hits of every query without those at ``dropped``; queries for which too few were
+        found are answered exactly."""
+        fetched = k + len(dropped)
+        hits, short = first_kept(self._approximate(queries, fetched, permitted), k, dropped)
+        if short.any():
+            exact, _ = first_kept(self._scan(queries[short], fetched, permitted), k, dropped)
+            hits[0][short], hits[1][short] = exact
+        return hits
 
     @abstractmethod
     def _build(self, vectors_MV: NDArray[np.float32]) -> None:
         """Make the faiss index of the vectors at positions 0..M-1; M may be 0."""
 
     @abstractmethod
-    def _scan(self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None) -> Hits:
-        """The exact answer over all positions, or over ``only``, of which there are at least k."""
+    def _scan(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> Hits:
+        """The exact answer over all positions, or over those permitted, at least ``k``."""
 
     @abstractmethod
     def _approximate(
-        self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
+        self, queries: NDArray[np.float32], k: int, permitted: Permitted | None
     ) -> Hits:
         """The answer of this kind of index; it may find fewer than there are."""
 
@@ -107,13 +117,13 @@ class ExactItemIndex(FaissItemIndex):
     def _build(self, vectors_MV: NDArray[np.float32]) -> None:
         self._index = flat_index(vectors_MV)
 
-    def _scan(self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None) -> Hits:
-        return scan_flat(self._index, queries, k, only)
+    def _scan(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> Hits:
+        return scan_flat(self._index, queries, k, permitted)
 
     def _approximate(
-        self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
+        self, queries: NDArray[np.float32], k: int, permitted: Permitted | None
     ) -> Hits:
-        return self._scan(queries, k, only)
+        return self._scan(queries, k, permitted)
 
 
 def flat_index(vectors_MV: NDArray[np.float32]) -> faiss.IndexFlatIP:
@@ -125,39 +135,32 @@ def flat_index(vectors_MV: NDArray[np.float32]) -> faiss.IndexFlatIP:
 
 
 def scan_flat(
-    index: faiss.Index, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
+    index: faiss.Index, queries: NDArray[np.float32], k: int, permitted: Permitted | None
 ) -> Hits:
-    """Compare the queries with all vectors of a flat index, or with those at ``only``."""
-    if only is None:
+    """Compare the queries with all vectors of a flat index, or with the permitted ones."""
+    if permitted is None:
         return index.search(queries, k)
-    if len(only) <= GATHERED_POSITIONS:
-        selector = faiss.IDSelectorArray(only)
+    if permitted.count(index.ntotal) <= GATHERED_POSITIONS:
+        selector = faiss.IDSelectorArray(permitted.positions(index.ntotal))
     else:
-        selector = bitmap_selector(only, index.ntotal)
+        selector = bitmap_selector(permitted, index.ntotal)
     return index.search(queries, k, params=faiss.SearchParameters(sel=selector))
 
 
-def bitmap_selector(only: NDArray[np.int64], num_items: int) -> faiss.IDSelector:
+def bitmap_selector(permitted: Permitted, num_items: int) -> faiss.IDSelector:
     """A selector of positions that is cheap to ask, at one bit per item."""
-    mask = np.zeros(num_items, np.bool_)
-    mask[only] = True
-    return faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    return faiss.IDSelectorBitmap(np.packbits(permitted.mask(num_items), bitorder="little"))
 
 
 NOTHING = np.empty(0, np.int64)
 
 
-def kept_hits(hits: Hits, k: int, blocked: NDArray[np.int64]) -> Hits | None:
-    """The first ``k`` hits of every query that are not blocked; None when a query has fewer."""
+def first_kept(hits: Hits, k: int, dropped: NDArray[np.int64]) -> tuple[Hits, NDArray[np.bool_]]:
+    """The first ``k`` hits of every query that are not at ``dropped``, and which queries have
+    fewer; what stands in their rows means nothing."""
     scores, positions = hits
-    keep = (positions >= 0) & ~is_in(positions, blocked)
-    if not (keep.sum(axis=1) >= k).all():
-        return None
-    keep &= keep.cumsum(axis=1) <= k
-    return scores[keep].reshape(-1, k), positions[keep].reshape(-1, k)
-
-
-def _all_kept(hits: Hits, k: int, blocked: NDArray[np.int64]) -> Hits:
-    kept = kept_hits(hits, k, blocked)
-    assert kept is not None, "an exact search finds all that there is"
-    return kept
+    keep = (positions >= 0) & ~is_in(positions, dropped)
+    first = np.argsort(~keep, axis=1, kind="stable")[:, :k]
+    kept_scores: NDArray[np.float32] = np.take_along_axis(scores, first, axis=1)
+    kept_positions: NDArray[np.int64] = np.take_along_axis(positions, first, axis=1)
+    return (kept_scores, kept_positions), keep.sum(axis=1) < k

@@ -77,7 +77,7 @@ def arms_table(report: AuditReport) -> Table:
     table = Table()
     for name in ("stage", "arm"):
         table.add_column(name)
-    for name in ("version", "users", "pairs", "worst difference", "tolerance"):
+    for name in ("version", "users", "pairs", "worst", "allowed"):
         table.add_column(name, justify="right")
     table.add_column("")
     for one in report.arms:

@@ -35,6 +35,7 @@ def create(
         f"API key {key.id} with the role {escape(role)}; send it in the header {KEY_HEADER}. "
         "It is shown only now:",
         highlight=False,
+        soft_wrap=True,
     )
     typer.echo(text)
 

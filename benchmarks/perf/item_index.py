@@ -6,7 +6,7 @@ Item vectors are unit vectors around random centers, queries unit means of a few
 user has several tastes. Searches of all kinds take turns, round by round; ratios are of medians.
 The refresh of a version is timed part by part: computing the vectors, publishing them (files, with
 checksums), loading them, and building the index until its recall is measured. Prints a table and
-then one JSON line. A million items and all kinds take about five minutes and 2 GB.
+then one JSON line. It takes about three minutes and 1 GB.
 """
 
 from __future__ import annotations
@@ -56,10 +56,12 @@ NUM_SEEN = 200
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes; ``k`` are the candidates that are asked for."""
+    """Sizes; ``k`` are the candidates that are asked for. Above ``largest_graph`` items no graph is
+    built: it takes many minutes."""
 
     sizes: tuple[int, ...] = (100_000, 1_000_000)
     kinds: tuple[str, ...] = ("exact", "ivf", "hnsw")
+    largest_graph: int = 100_000
     k: tuple[int, ...] = (1000, 5000)
     width: int = 32
     centers: int = 500
@@ -83,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings,
         sizes=tuple(options.sizes or settings.sizes),
         kinds=tuple(options.kinds),
+        largest_graph=options.largest_graph,
         threads=options.threads,
         seed=options.seed,
     )
@@ -98,6 +101,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of items")
     parser.add_argument("--kinds", nargs="+", default=list(Settings.kinds))
+    parser.add_argument("--largest-graph", type=int, default=Settings.largest_graph)
     parser.add_argument("--threads", type=int, default=1, help="of torch and of the index")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
@@ -111,7 +115,8 @@ def measure_size(settings: Settings, num_items: int) -> Measured:
     vectors_MV = clustered_vectors(num_items, settings)
     medians: dict[str, float] = {}
     indexes: dict[str, ItemIndex] = {}
-    for kind in dict.fromkeys(("exact", *settings.kinds)):
+    kinds = [k for k in settings.kinds if k != "hnsw" or num_items <= settings.largest_graph]
+    for kind in dict.fromkeys(("exact", *kinds)):
         build = partial_build(kind, items, vectors_MV, settings)
         indexes[kind], medians[f"{num_items}.{kind}.build_s"] = timed(build)
     medians |= refresh_times(items, settings)
@@ -142,7 +147,7 @@ def recalls(
             f"{kind}_recall_at_{k}_of_{len(index)}",
             f"share of the {k} best of {len(index)} items that {kind} finds",
             exactly(measure_recall(index, indexes["exact"], queries, k)),
-            at_least(MIN_RECALL - UNSEEN_SLACK),
+            at_least(round(MIN_RECALL - UNSEEN_SLACK, 3)),
         )
         for kind, index in indexes.items()
         for k in settings.k

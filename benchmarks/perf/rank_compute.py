@@ -98,53 +98,43 @@ def measure_rank_compute(settings: RankComputeSettings) -> list[Measured]:
 
 def _measure_length(settings: RankComputeSettings, num_rows: int) -> Measured:
     """Everything that is compared at one history length, in turn."""
+    seconds = time_in_turn(_cases(settings, num_rows), settings.rounds, settings.repeats)
+    figures = _over_decoders(settings, num_rows, seconds) + _over_others(
+        settings, num_rows, seconds
+    )
+    medians = {
+        f"{name}_{num_rows}_ms": 1e3 * float(np.median(taken)) for name, taken in seconds.items()
+    }
+    return Measured(tuple(figures), medians)
+
+
+def _over_decoders(
+    settings: RankComputeSettings, num_rows: int, seconds: dict[str, Seconds]
+) -> list[Figure]:
+    """Against attention over the history within the request."""
     many, few = settings.num_candidates, settings.few_candidates
-    shape = settings.shape
-    cases = _cases(settings, num_rows)
-    seconds = time_in_turn(cases, settings.rounds, settings.repeats)
-    full, lean = "full_sa", "lean_sa"
     is_long = num_rows == max(settings.num_rows)
     figures = [
         _ratio(
             f"rank_over_full_sa_{num_rows}",
             seconds["rank"],
-            seconds[full],
+            seconds["full_sa"],
             f"{many} candidates over {num_rows} cached rows, over a decoder in the request",
             _target(_FULL_SA, (num_rows, many)),
         ),
         _ratio(
             f"rank_over_full_sa_{num_rows}_few",
             seconds["rank_few"],
-            seconds[f"{full}_few"],
+            seconds["full_sa_few"],
             f"the same with {few} candidates",
             _target(_FULL_SA, (num_rows, few)),
         ),
         _ratio(
             f"rank_over_lean_sa_{num_rows}",
             seconds["rank"],
-            seconds[lean],
+            seconds["lean_sa"],
             "over a decoder without the outputs that nobody reads",
         ),
-        _ratio(
-            f"gsu_over_dense_{num_rows}",
-            seconds["gsu"],
-            seconds["rank"],
-            f"top {settings.search_k} rows per layer and candidate, over all rows",
-            at_most(_GSU_OVER_DENSE) if is_long else None,
-        ),
-    ]
-    if "rank_best" in seconds:
-        figures.append(
-            _ratio(
-                f"rank_best_over_full_sa_{num_rows}",
-                seconds["rank_best"],
-                seconds[full],
-                "at the CPU's best precision, over the decoder in single precision",
-                at_most(_BEST_OVER_FULL_SA) if is_long else None,
-            )
-        )
-    one_by_one = seconds["one_by_one"] * (many / settings.one_by_one_candidates)
-    figures += [
         _ratio(
             f"rank_over_naive_{num_rows}",
             seconds["rank"],
@@ -152,28 +142,49 @@ def _measure_length(settings: RankComputeSettings, num_rows: int) -> Measured:
             f"over a decoder run per candidate: one, taken {many} times",
             _target(_NAIVE, num_rows),
         ),
+    ]
+    if "rank_best" in seconds:
+        figures.append(
+            _ratio(
+                "rank_best_over_full_sa" if is_long else f"rank_best_over_full_sa_{num_rows}",
+                seconds["rank_best"],
+                seconds["full_sa"],
+                "at the CPU's best precision, over the decoder in single precision",
+                at_most(_BEST_OVER_FULL_SA) if is_long else None,
+            )
+        )
+    return figures
+
+
+def _over_others(
+    settings: RankComputeSettings, num_rows: int, seconds: dict[str, Seconds]
+) -> list[Figure]:
+    """Against the plain path, with a search, and against a bare GEMM."""
+    many, is_long = settings.num_candidates, num_rows == max(settings.num_rows)
+    gemm_per_gflop = seconds["gemm"] / (2e-9 * _GEMM_WIDTH**3)
+    return [
+        _ratio(
+            "gsu_over_dense" if is_long else f"gsu_over_dense_{num_rows}",
+            seconds["gsu"],
+            seconds["rank"],
+            f"top {settings.search_k} rows per layer and candidate, over all rows",
+            at_most(_GSU_OVER_DENSE) if is_long else None,
+        ),
         _ratio(
             f"rank_over_one_by_one_{num_rows}",
             seconds["rank"],
-            one_by_one,
-            f"over the plain path with cached rows, one candidate at a time: "
+            seconds["one_by_one"] * (many / settings.one_by_one_candidates),
+            "over the plain path with cached rows, one candidate at a time: "
             f"{settings.one_by_one_candidates}, scaled to {many}",
         ),
-    ]
-    gemm_per_gflop = seconds["gemm"] / (2e-9 * _GEMM_WIDTH**3)
-    figures.append(
         _ratio(
             f"gemm_fraction_{num_rows}",
-            gemm_per_gflop * shape.gflop(num_rows, many),
+            gemm_per_gflop * settings.shape.gflop(num_rows, many),
             seconds["rank"],
             f"useful FLOPs per second over those of a GEMM of {_GEMM_WIDTH}",
             at_least(_GEMM_FRACTION) if num_rows >= 1_000 else None,
-        )
-    )
-    medians = {
-        f"{name}_{num_rows}_ms": 1e3 * float(np.median(taken)) for name, taken in seconds.items()
-    }
-    return Measured(tuple(figures), medians)
+        ),
+    ]
 
 
 def _cases(settings: RankComputeSettings, num_rows: int) -> dict[str, Case]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from marm.attention import MultiLayerTargetAttention, TargetAttention
 from marm.frozen_layer import FrozenLayer
+from marm.key_inputs import GivenKeys, Workspace
 from marm.precision import FullPrecision
 
 
@@ -28,8 +29,11 @@ class FullDecoder:
     def __init__(self, attention: MultiLayerTargetAttention, history_layers: int) -> None:
         modules = [attention.first, *attention.layers]
         precision = FullPrecision()
+        workspace = Workspace()
         self._layers = [
-            FrozenLayer(layer, precision) for layer in modules if isinstance(layer, TargetAttention)
+            FrozenLayer(layer, precision, workspace)
+            for layer in modules
+            if isinstance(layer, TargetAttention)
         ]
         self._live_norms = list(attention.feature_norms)
         self._memory_norms = list(attention.memory_norms)
@@ -42,7 +46,7 @@ class FullDecoder:
             inputs_NC = self._live_norms[index](live_NF)
             if index > 0:
                 inputs_NC = torch.cat([self._memory_norms[index - 1](x_N), inputs_NC], dim=1)
-            k_HNE, v_HNE = layer.keys_and_values(inputs_NC)
+            k_HNE, v_HNE = (x[:, :-1] for x in layer.keys_and_values(GivenKeys(inputs_NC)))
             if index < self._history_layers:
                 own = _attend(layer.queries(x_N), k_HNE, v_HNE, is_causal=True)
                 x_N = layer.finish(x_N, own)

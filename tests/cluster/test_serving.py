@@ -65,14 +65,13 @@ def home(tmp_path_factory) -> Home:
     return home
 
 
-@pytest.fixture(scope="module")
-def http(ray_cluster, home):
+def app_args(home: Home, passed_on: int = 20) -> AppArgs:
     halves = {"stage": "ranking", "arms": {"control": 0.5, "untrained": 0.5}}
-    args = AppArgs.model_validate(
+    return AppArgs.model_validate(
         {
             "home": str(home.path),
             "retrieval": {**PATIENT, "candidates": 40, "variants": {"default": FAST}},
-            "cascading": {**PATIENT, "candidates": 20, "variants": {"default": FAST}},
+            "cascading": {**PATIENT, "candidates": passed_on, "variants": {"default": FAST}},
             "ranking": {
                 **PATIENT,
                 "variants": {"control": {**FAST, "model": "default"}, "untrained": FAST},
@@ -83,8 +82,12 @@ def http(ray_cluster, home):
             "limits": {"deadline_ms": 60_000},
         }
     )
+
+
+@pytest.fixture(scope="module")
+def http(ray_cluster, home):
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    serve.run(build_app(args), name=APP, route_prefix="/")
+    serve.run(build_app(app_args(home)), name=APP, route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as client:
         yield client
     serve.shutdown()
@@ -229,6 +232,34 @@ def test_a_killed_shard_costs_no_request(http, home):
     assert http.post("/feedback", json=event).json()["accepted"] == 1
     wait_until(lambda: http.post("/feedback", json=event).json()["degraded"] == [])
     wait_until(lambda: recommend(http, user_id)["stages"]["retrieval"]["rows"]["raw"] == 2)
+
+
+def test_new_arguments_replace_the_edge_under_load_and_no_request_fails(http, home):
+    answers: list[tuple[int, int]] = []
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        with httpx.Client(base_url=http.base_url, timeout=60) as client:
+            while not stop.is_set():
+                response = client.post("/recommend", json={"user_id": 1})
+                stages = response.json()["stages"] if response.status_code == 200 else {}
+                passed_on = stages.get("cascading", {}).get("candidates_out", 0)
+                answers.append((response.status_code, passed_on))
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: (200, 20) in answers)
+        serve.run(build_app(app_args(home, passed_on=21)), name=APP, route_prefix="/")
+        wait_until(lambda: (200, 21) in answers, 60)
+        asked = len(answers)
+        wait_until(lambda: len(answers) > asked + 10)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(answers) == {(200, 20), (200, 21)}
 
 
 def slow_stage(directory: Path) -> serve.Application:

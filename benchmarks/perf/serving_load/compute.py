@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from stages.request import StageName
 _NOW_MS = 1_800_000_000_000
 _CONTEXT = 0
 _START_TIMEOUT_S = 120.0
+_EXIT_TIMEOUT_S = 10.0
 
 
 class _EmptyMemory:
@@ -117,39 +119,63 @@ class ComputeRate:
     cpu_s_per_request: float
 
 
-def compute_rate(
-    home: Home, settings: WorldSettings, args: AppArgs, processes: int, seconds: float
-) -> ComputeRate:
-    """The models alone in ``processes`` processes at once, with one thread each."""
+class ComputeProcesses:
+    """Processes that run the models alone, one thread each, when they are told to."""
+
+    def __init__(self, connections: list[Connection]) -> None:
+        self._connections = connections
+
+    def rate(self, seconds: float) -> ComputeRate:
+        """What all of them do at once within ``seconds``."""
+        done = []
+        for connection in self._connections:
+            connection.send(seconds)
+        for connection in self._connections:
+            if not connection.poll(_START_TIMEOUT_S + seconds):
+                raise TimeoutError("a process that runs the models alone did not answer")
+            done.append(connection.recv())
+        return ComputeRate(
+            sum(rate.requests_per_s for rate in done),
+            sum(rate.cpu_s_per_request for rate in done) / len(done),
+        )
+
+
+@contextmanager
+def compute_processes(
+    home: Home, settings: WorldSettings, args: AppArgs, count: int
+) -> Iterator[ComputeProcesses]:
+    """``count`` processes that end with the block; they rest until they are asked."""
     context = multiprocessing.get_context("spawn")
-    barrier, counts = context.Barrier(processes), context.Queue()
-    arguments = (home, settings, args, seconds, barrier, counts)
-    workers = [
-        context.Process(target=_count, args=arguments, daemon=True) for _ in range(processes)
-    ]
-    for worker in workers:
+    connections, workers = [], []
+    for _ in range(count):
+        ours, theirs = context.Pipe()
+        worker = context.Process(target=_serve, args=(theirs, home, settings, args), daemon=True)
         worker.start()
-    done = [counts.get(timeout=_START_TIMEOUT_S + seconds) for _ in workers]
-    for worker in workers:
-        worker.join()
-    return ComputeRate(
-        sum(rate.requests_per_s for rate in done),
-        sum(rate.cpu_s_per_request for rate in done) / processes,
-    )
+        theirs.close()
+        connections.append(ours)
+        workers.append(worker)
+    try:
+        yield ComputeProcesses(connections)
+    finally:
+        for connection in connections:
+            connection.close()
+        for worker in workers:
+            worker.join(_EXIT_TIMEOUT_S)
+            worker.kill()
 
 
-def _count(
-    home: Home,
-    settings: WorldSettings,
-    args: AppArgs,
-    seconds: float,
-    barrier: Barrier,
-    counts: Queue[ComputeRate],
-) -> None:
+def _serve(connection: Connection, home: Home, settings: WorldSettings, args: AppArgs) -> None:
     torch.set_num_threads(1)
     models = ModelsAlone(home, settings, args)
     models.run(models.users[0])
-    barrier.wait(_START_TIMEOUT_S)
+    try:
+        while True:
+            connection.send(_count(models, connection.recv()))
+    except EOFError:  # nobody needs the models any more
+        return
+
+
+def _count(models: ModelsAlone, seconds: float) -> ComputeRate:
     done, models_s, cpu_s = 0, 0.0, time.process_time()
     began_s = time.monotonic()
     while time.monotonic() < began_s + seconds:
@@ -157,4 +183,4 @@ def _count(
         done += 1
     # What is not the models, above all the index search, is taken off both.
     share = models_s / (time.monotonic() - began_s)
-    counts.put(ComputeRate(done / models_s, share * (time.process_time() - cpu_s) / done))
+    return ComputeRate(done / models_s, share * (time.process_time() - cpu_s) / done)

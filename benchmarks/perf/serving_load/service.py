@@ -126,7 +126,7 @@ def running_service(
         service = RunningService(f"http://{_HOST}:{port}", home, pool, args)
         service.await_ready()
         yield service
-        serve.shutdown()
+        # Not Serve's own end, which lets replicas drain for half a minute: nobody asks any more.
         stop_pool(pool)
         stop_log_writer(home, RAY_NAMESPACE)
     finally:

@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings, overload=replace(settings.overload, seconds=options.overload_s)
         )
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=options.scratch, prefix="marm-perf-") as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=options.scratch, prefix="marm-perf-", ignore_cleanup_errors=True
+    ) as scratch:
         measured = measure(settings, options.parts, Path(scratch))
     title = f"serving, {options.env} environment"
     print_table(title, measured)
@@ -128,7 +130,12 @@ def measure_service(
         "swap": [lambda: measure_swap(settings.swap, settings.world, service, client)],
         "faults": [lambda: measure_faults(settings.faults, service, redis.server, client)],
     }
-    return [measure() for part, runs in measures.items() if part in parts for measure in runs]
+    measured = []
+    for part, runs in measures.items():
+        for run in runs if part in parts else []:
+            measured.append(run())
+            print_table(f"{part}, so far", measured[-1:])
+    return measured
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def describe(answers: Answers, swaps: list[Swap]) -> Measured:
         "swap.degraded": float(answers.is_degraded.sum()),
         "swap.p99_before_ms": p99_before_ms,
         "swap.p99_during_ms": p99_during_ms,
-        "swap.live_after_s": float(np.median([s.live_s - s.published_s for s in swaps])),
+        "swap.lasted_s": float(np.median([s.live_s - s.published_s for s in swaps])),
     }
     return Measured(figures, medians)
 

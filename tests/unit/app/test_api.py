@@ -242,7 +242,7 @@ def test_overload_is_refused_with_the_time_to_try_again(edge):
         for _ in range(4):
             inside.enter_context(edge.admission.admitted(1000))
             inside.enter_context(edge.feedback_admission.admitted(1000))
-        refused = edge.request("POST", "/recommend", json={"user_id": 1})
+        refused = edge.request("POST", "/recommend", content=b"{not even parsed")
         unstored = edge.request("POST", "/feedback", json={"user_id": 1, "item_id": 2})
     for response in (refused, unstored):
         assert response.status_code == 429

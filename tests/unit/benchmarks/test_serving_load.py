@@ -25,7 +25,7 @@ from benchmarks.perf.serving_load.options import ENVIRONMENTS, parse_options
 from benchmarks.perf.serving_load.processes import Process, cpu_by_role, descendants, kill
 from benchmarks.perf.serving_load.result import nested
 from benchmarks.perf.serving_load.swap import Swap
-from benchmarks.perf.serving_load.whole_request import rate_of
+from benchmarks.perf.serving_load.whole_request import BadAnswersError, rate_of, whole_answers
 from benchmarks.perf.serving_load.world import WorldSettings, newest_rows
 from stages.request import STAGES
 
@@ -55,6 +55,13 @@ def test_answers_are_ok_refused_or_failed() -> None:
     assert answers.ok_per_s(0.0, 2.0) == 0.5
     assert rate_of(answers) == 0.5
     assert rate_of(Answers.of([])) == 0
+
+
+def test_times_of_degraded_answers_do_not_count() -> None:
+    answers = [Answer(0.0, 1.0, 200), Answer(0.0, 2.0, 200), Answer(0.0, 9.0, 200, True)]
+    assert whole_answers(Answers.of(answers)).latency_s.tolist() == [1.0, 2.0]
+    with pytest.raises(BadAnswersError, match="2 of 4 requests failed or were degraded"):
+        whole_answers(Answers.of([*answers, Answer(0.0, 1.0, 500)]))
 
 
 def test_an_overload_is_described_by_its_latest_answer_and_its_refusals() -> None:

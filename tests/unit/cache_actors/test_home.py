@@ -9,7 +9,13 @@ from cache_actors.home import Home
 
 def test_create_makes_every_directory_and_may_be_repeated(tmp_path: Path) -> None:
     home = Home(tmp_path / "a" / "home").create().create()
-    assert {path.name for path in home.path.iterdir()} == {"log", "models", "memory", "exposures", "runs"}
+    assert {path.name for path in home.path.iterdir()} == {
+        "log",
+        "models",
+        "memory",
+        "exposures",
+        "runs",
+    }
 
 
 def test_two_spellings_of_a_path_are_the_same_home(tmp_path: Path) -> None:

@@ -109,6 +109,40 @@ def test_recall_reaches_what_is_configured(indexes, vectors, kind):
     assert measure_recall(indexes["exact"], indexes[kind], queries, 10) == 1.0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_is_answered_alike_alone_and_beside_others(indexes, vectors, kind):
+    queries = sample_queries(vectors, 30)
+    for k in (40, 2000):
+        for item_filter in FILTERS:
+            together = indexes[kind].search(queries, k, item_filter)
+            for i in range(0, 30, 7):
+                (alone,) = indexes[kind].search(queries[i : i + 1], k, item_filter)
+                np.testing.assert_allclose(alone.scores, together[i].scores, atol=1e-6)
+
+
+def test_only_the_queries_that_found_too_few_are_answered_exactly():
+    # Clusters of 500 and 40 items; of the smaller one's neighbours 40 are found in one probe.
+    vectors = np.zeros((540, 2), np.float32)
+    vectors[:500], vectors[500:] = [1, 0], [0, 1]
+    vectors += np.random.default_rng(0).normal(scale=0.01, size=vectors.shape).astype(np.float32)
+    items = some_items(540)
+    index = IvfItemIndex(items, vectors, IvfIndexArgs(nlist=2, nprobe=1))
+    index.least_effort = lambda k: 1  # type: ignore[method-assign]
+    asked = []
+    probe = index._probe
+
+    def counted(queries, k, permitted, nprobe):
+        asked.append((len(queries), nprobe))
+        return probe(queries, k, permitted, nprobe)
+
+    index._probe = counted  # type: ignore[method-assign]
+    queries = np.array([[1, 0], [0, 1], [1, 0.01]], np.float32)
+    found = index.search(queries, 100)
+    assert asked == [(3, 1), (1, 2)]
+    for query, one in zip(queries, found, strict=True):
+        np.testing.assert_allclose(one.scores, np.sort(vectors @ query)[::-1][:100], atol=1e-6)
+
+
 def test_only_the_effort_that_is_needed_is_spent(vectors):
     items = some_items(NUM_ITEMS)
     efforts = [
