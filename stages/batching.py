@@ -1,5 +1,5 @@
-"""Requests of several users computed together: those that come while others are computed, or within
-a short window.
+"""Requests of several users computed in turn, not beside each other: those that come while another
+is computed, or within a short window.
 
 No thread of its own: one of the threads that wait computes for all of them.
 """
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,15 +44,6 @@ class ScoringModel(Protocol):
         self, rows: UserRows, user_id: int, candidates: ItemFeatures, now_ms: int, context_id: int
     ) -> NDArray[np.float32]:
         """Scores, ``[M]`` or ``[M, T]``."""
-        ...
-
-
-@runtime_checkable
-class BatchScoringModel(Protocol):
-    """A model that also scores several users at once."""
-
-    def score_many(self, requests: Sequence[ScoreRequest]) -> Sequence[NDArray[np.float32]]:
-        """What `ScoringModel.score` answers to each of the requests."""
         ...
 
 
@@ -174,15 +165,6 @@ class ScoreBatcher:
                 self._changed.notify_all()
 
     def _score(self, tickets: list[_Ticket]) -> None:
-        if len(tickets) > 1 and isinstance(self.model, BatchScoringModel):
-            try:
-                answers = self.model.score_many([ticket.request for ticket in tickets])
-                for ticket, scores in zip(tickets, answers, strict=True):
-                    ticket.scores = scores
-                return
-            except Exception as error:
-                # One request must not fail the others: each alone finds out which it was.
-                logger.warning("%d requests failed together, so in turn: %s", len(tickets), error)
         for ticket in tickets:
             try:
                 ticket.scores = score_one(self.model, ticket.request)

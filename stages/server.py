@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,8 @@ from marm.memory import Namespace
 from stages.knobs import StageKnobs
 from stages.live_model import LiveModel
 from stages.request import Outcome, StageName, StageRequest, StageResult, StageStatus
+
+logger = logging.getLogger("ray.serve")
 
 K = TypeVar("K", bound=StageKnobs)
 K_contra = TypeVar("K_contra", bound=StageKnobs, contravariant=True)
@@ -47,13 +50,26 @@ class StageServer(Generic[K]):
         self._live = live
         self._knobs_type = knobs
         self._knobs = knobs()
+        self._is_configured = False
+        self._settings_problem = ""
 
     def reconfigure(self, settings: Mapping[str, Any]) -> None:
-        """Replace the knobs as a whole; settings that are not understood change nothing."""
+        """Replace the knobs as a whole; settings that are not understood change nothing.
+
+        Raises:
+            ValueError: the first settings are not understood, so the replica may not start. Later
+                ones are reported instead: Serve ends a replica whose reconfiguration fails.
+        """
         try:
             knobs = self._knobs_type.model_validate(dict(settings))
         except ValidationError as error:
-            raise ValueError(f"user_config of {self._stage}/{self._variant}: {error}") from error
+            problem = f"user_config of {self._stage}/{self._variant}: {error}"
+            if not self._is_configured:
+                raise ValueError(problem) from error
+            self._settings_problem = f"{problem}; the settings before stay in force"
+            logger.error("%s", self._settings_problem)
+            return
+        self._is_configured, self._settings_problem = True, ""
         if knobs.model_version != self._knobs.model_version:
             self._live.want(knobs.model_version)
         self._knobs = knobs
@@ -80,7 +96,7 @@ class StageServer(Generic[K]):
             variant=self._variant,
             model_version=None if stage is None else stage.version,
             namespace=None if stage is None else stage.namespace,
-            problem=self._live.problem,
+            problem="; ".join(filter(None, (self._live.problem, self._settings_problem))),
             lists=self._knobs.lists,
         )
 

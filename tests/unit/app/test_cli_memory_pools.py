@@ -13,8 +13,8 @@ from cache_actors.home import Home
 def test_a_mistyped_pool_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     with (
-        pytest.raises(ValueError, match=r"no memory of a pool .defualt. .* only of none"),
-        opened_pool(home, "defualt", None),
+        pytest.raises(ValueError, match=r"no memory of a pool .unknown. .* only of none"),
+        opened_pool(home, "unknown", None),
     ):
         pass
     assert not home.path.exists()
@@ -23,7 +23,7 @@ def test_a_mistyped_pool_is_refused_and_the_others_are_named(tmp_path: Path) -> 
     assert known_pools(home) == ["default", "other-pool"]
     with (
         pytest.raises(ValueError, match=r"only of \['default', 'other-pool'\]; .* --pool"),
-        opened_pool(home, "defualt", None),
+        opened_pool(home, "unknown", None),
     ):
         pass
     assert known_pools(home) == ["default", "other-pool"]

@@ -43,18 +43,6 @@ class GatedModel:
         return np.full(len(candidates), user_id, np.float32)
 
 
-class TogetherModel(GatedModel):
-    """Also answers several at once; a negative user spoils it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.together: list[list[int]] = []
-
-    def score_many(self, requests):
-        self.together.append([request.user_id for request in requests])
-        return [self.score(r.rows, r.user_id, r.candidates, 0, 0) for r in requests]
-
-
 @pytest.fixture
 def threads():
     with ThreadPoolExecutor(8) as pool:
@@ -85,7 +73,7 @@ def held_up(model, threads, batcher, users, deadline_ms=MINUTE_MS):
 
 
 def test_what_comes_while_one_is_computed_is_the_next_batch(threads):
-    model = TogetherModel()
+    model = GatedModel()
     batcher = ScoreBatcher(model)
     first, waiting = held_up(model, threads, batcher, (2, 3, 4))
     wait_until(lambda: len(batcher._waiting) == 3)
@@ -93,11 +81,11 @@ def test_what_comes_while_one_is_computed_is_the_next_batch(threads):
     assert first.result()[0] == 1
     assert [int(each.result()[0]) for each in waiting] == [2, 3, 4]
     assert (batcher.counts.batches, batcher.counts.requests) == (2, 4)
-    assert sorted(model.together[0]) == [2, 3, 4]
+    assert sorted(model.asked) == [1, 2, 3, 4]
 
 
 def test_a_batch_is_no_larger_than_allowed(threads):
-    model = TogetherModel()
+    model = GatedModel()
     batcher = ScoreBatcher(model)
     first = threads.submit(batcher.score, request_of(1), in_ms(MINUTE_MS), 0.0, 2)
     wait_until(lambda: model.asked == [1])
@@ -108,11 +96,11 @@ def test_a_batch_is_no_larger_than_allowed(threads):
     wait_until(lambda: len(batcher._waiting) == 3)
     model.gate.set()
     assert [int(each.result()[0]) for each in (first, *waiting)] == [1, 2, 3, 4]
-    assert [len(batch) for batch in model.together] == [2]
+    assert (batcher.counts.batches, batcher.counts.requests) == (3, 4)
 
 
 def test_a_request_that_fails_does_not_fail_those_beside_it(threads):
-    model = TogetherModel()
+    model = GatedModel()
     batcher = ScoreBatcher(model)
     first, (good, bad) = held_up(model, threads, batcher, (2, -3))
     wait_until(lambda: len(batcher._waiting) == 2)
@@ -150,7 +138,7 @@ def test_more_requests_than_may_wait_are_refused(threads):
 
 
 def test_the_window_closes_early_when_the_batch_is_full(threads):
-    model = TogetherModel()
+    model = GatedModel()
     model.gate.set()
     batcher = ScoreBatcher(model)
     waiting = [
@@ -158,4 +146,4 @@ def test_the_window_closes_early_when_the_batch_is_full(threads):
         for user in (1, 2, 3)
     ]
     assert [int(each.result(timeout=20)[0]) for each in waiting] == [1, 2, 3]
-    assert (batcher.counts.batches, [len(batch) for batch in model.together]) == (1, [3])
+    assert (batcher.counts.batches, sorted(model.asked)) == (1, [1, 2, 3])

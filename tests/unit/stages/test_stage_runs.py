@@ -214,9 +214,14 @@ def test_knobs_change_live_and_bad_ones_change_nothing(tmp_path, reader):
         server.reconfigure({"fusion": {"magic": 1.0}})
     with pytest.raises(ValueError, match="Extra inputs"):
         server.reconfigure({"magic": 1.0})
+    server.reconfigure({})
+    # Serve ends a replica whose reconfiguration raises, so one that serves only reports.
+    server.reconfigure({"fusion": {"magic": 1.0}})
+    assert "settings before stay in force" in server.status().problem
     assert server.run(request).scores.tolist() == before.scores.tolist()
     server.reconfigure({"fusion": {"click": 1.0}, "model_version": 1})
     live.poll()
+    assert server.status().problem == ""
     after = server.run(request)
     assert after.model_version == 1
     click = after.task_scores[:, after.tasks.index("click")]
