@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from app.experiments.args import RoutingArgs
 from app.experiments.knobs import with_knobs
+from app.yaml_file import read_yaml
 
 _INGRESS = "ingress"
 
@@ -21,12 +21,7 @@ def read_routing(path: Path) -> RoutingArgs:
     Weights that were changed live without the file are not known to it. Raises ValueError for what
     is no Serve config, or one with several applications that route.
     """
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; give a Serve config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    content = read_yaml(path)
     applications = content.get("applications") if isinstance(content, dict) else None
     if not isinstance(applications, list):
         raise ValueError(

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from app.args import AppArgs
 from app.build import existing_home
 from app.cli.env_file import read_env_file
+from app.yaml_file import read_yaml
 
 DEFAULT_CONFIG = Path("serve_config.yaml")
 IMPORT_PATH = "app.build:build_app"
@@ -48,12 +48,7 @@ def serve_command(
 
 def check_config(path: Path) -> ServeAddress:
     """Read a Serve config and check what this project is responsible for."""
-    try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; give a Serve config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    config = read_yaml(path)
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise ValueError(
             f"{path} must be a Serve config with 'applications'; see serve_config.yaml"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml  # type: ignore[import-untyped]
 
 from app.build import start_memory
 from app.cli.memory.settings import read_memory_args
@@ -19,6 +18,7 @@ from app.cli.options import (
     ShardsOption,
 )
 from app.cli.session import console, progress_bar, ray_session, to_json
+from app.yaml_file import read_yaml
 from cache_actors.event_log.log import EventLog
 from cache_actors.home import Home
 from marm.config import RECENCY, STAGES, ModelConfig
@@ -111,12 +111,7 @@ def train_command(
 
 def read_config(path: Path) -> TrainConfig:
     """The settings in a YAML file, with the names of `TrainConfig` and `ModelConfig`."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping of training settings, got {values!r}")
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from app.args import AppArgs, deployment_name
+from app.yaml_file import read_yaml
 from stages.request import STAGES
 
 IMPORT_PATH = "app.build:build_app"
@@ -21,12 +21,7 @@ def read_app_args(path: Path) -> AppArgs:
     Raises:
         ValueError: the file is no such config, or its args are wrong.
     """
-    try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; give a Serve config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    config = read_yaml(path)
     applications = config.get("applications") if isinstance(config, dict) else None
     found = [
         application

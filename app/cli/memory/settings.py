@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from app.memory_args import MemoryArgs
+from app.yaml_file import read_yaml
 
 
 def read_memory_args(
@@ -27,12 +27,7 @@ def read_memory_args(
 
 
 def _memory_section(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    content = read_yaml(path)
     expected = ValueError(
         f"{path} must hold a mapping with 'memory', or be a Serve config with 'applications'"
     )
