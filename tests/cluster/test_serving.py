@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -339,6 +340,8 @@ def serve_run(tmp_path):
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "RAY_ADDRESS": "local"},  # a Ray of its own
+            # Where tests run in the background, Ctrl-C is ignored, and children inherit that.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         return process
 
