@@ -10,7 +10,7 @@ from stages.fusion import best_first
 from stages.history import MemoryReader
 from stages.knobs import CascadingKnobs
 from stages.models import CascadingModel, check_scores
-from stages.request import StageRequest, StageResult
+from stages.request import StageRequest, StageResult, no_answer
 from stages.scoring import CandidateScorer
 
 
@@ -40,13 +40,7 @@ class CascadingStage:
         try:
             scored = self.scorer.score(request, knobs)
         except NotScoredError as error:
-            return StageResult(
-                "cascading",
-                self.variant,
-                outcome="late",
-                num_in=len(request.candidates),
-                reason=str(error),
-            )
+            return no_answer("cascading", self.variant, "late", request, str(error))
         scores_M = scored.scores
         check_scores(scores_M, (len(request.candidates),), f"cascading/{self.variant}")
         kept = best_first(scores_M, request.limit)

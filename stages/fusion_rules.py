@@ -52,10 +52,9 @@ class FusionSettings(BaseModel, ABC):
         )
 
 
-class WeightedSumSettings(FusionSettings):
-    """``{kind: weighted_sum, weights: {long_view: 1.0}}``, or the weights alone."""
+class WeighedTasks(FusionSettings):
+    """A formula with one weight per task."""
 
-    kind: Literal["weighted_sum"] = "weighted_sum"
     weights: dict[str, float]
 
     @field_validator("weights")
@@ -66,6 +65,12 @@ class WeightedSumSettings(FusionSettings):
     def named_tasks(self) -> tuple[str, ...]:
         """See `FusionSettings.named_tasks`."""
         return weighed(self.weights)
+
+
+class WeightedSumSettings(WeighedTasks):
+    """``{kind: weighted_sum, weights: {long_view: 1.0}}``, or the weights alone."""
+
+    kind: Literal["weighted_sum"] = "weighted_sum"
 
     def bind(self, tasks: tuple[str, ...]) -> Fusion:
         """See `FusionSettings.bind`."""
@@ -110,22 +115,12 @@ class PowerProductSettings(FusionSettings):
         return PowerProduct(np.array(alpha), np.array(weight_of(tasks, betas)))
 
 
-class RankFusionSettings(FusionSettings):
+class RankFusionSettings(WeighedTasks):
     """``{kind: rank, weights: {long_view: 1.0, like: 0.5}, smoothing: 60}``."""
 
     kind: Literal["rank"]
-    weights: dict[str, float]
     smoothing: Annotated[Number, Field(ge=0, le=1e6)] = 60.0
     """The larger, the less the very first places of a task stand out."""
-
-    @field_validator("weights")
-    @classmethod
-    def _usable(cls, weights: dict[str, float]) -> dict[str, float]:
-        return checked_weights(weights)
-
-    def named_tasks(self) -> tuple[str, ...]:
-        """See `FusionSettings.named_tasks`."""
-        return weighed(self.weights)
 
     def bind(self, tasks: tuple[str, ...]) -> Fusion:
         """See `FusionSettings.bind`."""

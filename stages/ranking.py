@@ -9,7 +9,7 @@ from stages.batching import NotScoredError
 from stages.history import MemoryReader
 from stages.knobs import RankingKnobs
 from stages.models import RankingModel, check_scores
-from stages.request import StageRequest, StageResult
+from stages.request import StageRequest, StageResult, no_answer
 from stages.scoring import CandidateScorer
 
 
@@ -44,13 +44,7 @@ class RankingStage:
         try:
             scored = self.scorer.score(request, knobs)
         except NotScoredError as error:
-            return StageResult(
-                "ranking",
-                self.variant,
-                outcome="late",
-                num_in=len(request.candidates),
-                reason=str(error),
-            )
+            return no_answer("ranking", self.variant, "late", request, str(error))
         scores_MT = scored.scores
         expected = (len(request.candidates), len(self.tasks))
         check_scores(scores_MT, expected, f"ranking/{self.variant}")
