@@ -20,7 +20,7 @@ from cache_actors.pool.pool_reads import PoolAnswer, PoolReads, Question
 from cache_actors.pool.pool_saves import PoolSaves
 from cache_actors.pool.routes import Routes
 from cache_actors.pool.save_queue import SaveAck
-from cache_actors.pool.shard_link import PoolInfo
+from cache_actors.pool.shard_link import RETRY_PAUSE_S, PoolInfo
 from cache_actors.pool.shard_reader import ShardReader
 from cache_actors.pool.shard_tier import connect_tier
 from cache_actors.pool.shard_watch import ShardWatch
@@ -91,12 +91,18 @@ class MemoryClient:
     ) -> UserRows:
         """See `marm.memory.Memory.fetch`; ``layers`` selects the first layers, 0 for raw rows.
 
-        Raises `MemoryUnavailable` if a shard does not answer, `MemoryStoreError` if its store
-        cannot be read."""
-        answer = self._ask(user_ids, n, before_ms, layers)
-        if answer.failures:
-            raise answer.failures[0][1]
-        return self._counted(answer)
+        A shard that restarts is asked again. Raises `MemoryUnavailable` if it does not answer for
+        ``read_timeout_s``, `MemoryStoreError` if its store cannot be read."""
+        deadline = time.monotonic() + self._read_timeout_s
+        while True:
+            answer = self._ask(user_ids, n, before_ms, layers, deadline - time.monotonic())
+            if not answer.failures:
+                return self._counted(answer)
+            problem = answer.failures[0][1]
+            is_passing = isinstance(problem, MemoryUnavailable)
+            if not is_passing or time.monotonic() + RETRY_PAUSE_S >= deadline:
+                raise problem
+            time.sleep(RETRY_PAUSE_S)
 
     def fetch_available(
         self,

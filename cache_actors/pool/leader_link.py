@@ -17,7 +17,7 @@ class LeaderLink:
     """One shard as seen from this process. Safe to use from threads."""
 
     def __init__(self, pool: PoolInfo, shard: int) -> None:
-        self.shard = shard
+        self.pool, self.shard = pool, shard
         self.record = ReplicaRecord(pool.record_directory(shard))
         self.links = [ShardLink(pool, shard, r) for r in range(pool.config.replicas)]
 

@@ -24,9 +24,10 @@ from cache_actors.pool.errors import MemoryUnavailable
 from cache_actors.pool.handover import CopyProgress
 from cache_actors.pool.home_lease import HomeLease, PoolInUseError
 from cache_actors.pool.metrics import ShardMetrics
+from cache_actors.pool.node_note import note_node
 from cache_actors.pool.placement import load_placement
 from cache_actors.pool.replica_set import ReplicaRecord
-from cache_actors.pool.shard_actors import create_replica, note_node
+from cache_actors.pool.shard_actors import create_replica
 from cache_actors.pool.shard_core import PEER_TIMEOUT_S, ShardCore, take_lead
 from cache_actors.pool.shard_duties import ShardDuties
 from cache_actors.pool.shard_info import ShardInfo

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache_actors.atomic_files import write_hint
 from cache_actors.pool.errors import MemoryUnavailable
+from cache_actors.pool.node_note import noted_node
 from cache_actors.pool.shard_link import PoolInfo, ShardLink
 from cache_actors.store.errors import MemoryStoreError
 
@@ -54,11 +53,6 @@ def create_replica(
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=is_single),
     ).remote(pool, shard, replica)
     return node_id
-
-
-def note_node(pool: PoolInfo, shard: int, replica: int, node_id: str) -> None:
-    """Note where the files of a replica are, for whoever makes its actor the next time."""
-    write_hint(_node_note(pool, shard, replica), node_id)
 
 
 def nodes_of_shard(pool: PoolInfo, shard: int) -> frozenset[str]:
@@ -117,12 +111,7 @@ def _node_for(pool: PoolInfo, shard: int, replica: int, avoid: frozenset[str]) -
             len(alive),
         )
     choice = [node for node in alive if node not in avoid] or alive
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        noted = _node_note(pool, shard, replica).read_text(encoding="utf-8")
-        if noted in choice:
-            return noted
+    noted = noted_node(pool, shard, replica)
+    if noted is not None and noted in choice:
+        return noted
     return choice[(shard + replica) % len(choice)]
-
-
-def _node_note(pool: PoolInfo, shard: int, replica: int) -> Path:
-    return pool.record_directory(shard) / f"node-of-r{replica}"

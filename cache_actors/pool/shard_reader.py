@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from cache_actors.pool.client_stats import ReadCounts
 from cache_actors.pool.errors import MemoryUnavailable
 from cache_actors.pool.leader_link import LeaderLink
+from cache_actors.pool.node_note import noted_node
 from cache_actors.pool.readers import CacheReader, LocalReader, Pending, RemoteReader, TierReader
 from cache_actors.pool.shard_info import ShardInfo
 from cache_actors.store.errors import MemoryStoreAbsentError, MemoryStoreError
@@ -63,13 +65,15 @@ class ShardReader:
         at a time."""
         if self._mapped is not None and self._local() is None:
             self._unmap()  # its store was replaced, or it is not up to date
+        if self._mapped is None:
+            self._map_noted()
         if not self._is_open:
             self.link.call("open_namespace", self._namespace, timeout_s=timeout_s)
             self._is_open = True
         found = [info for info in self._describe(timeout_s) if info.is_member]
         here = [info for info in found if info.node_id == self._node_id]
         if here and self._mapped is None:
-            self._map(here[0])
+            self._map(here[0].replica, here[0].path, here[0].generation)
         for info in here or found:
             self._serving, self.is_warm = info.replica, info.is_warm
             return
@@ -165,16 +169,26 @@ class ShardReader:
         if self._tier is not None:
             yield self._tier
 
-    def _map(self, info: ShardInfo) -> None:
+    def _map_noted(self) -> None:
+        """Map files that are known to be here without asking: their process may be restarting."""
+        pool, shard = self.link.pool, self.link.shard
+        for member in self.link.record.current().members:
+            if noted_node(pool, shard, member.replica) == self._node_id:
+                with contextlib.suppress(MemoryStoreError):  # its process tells more of it
+                    path = pool.store_directory(shard, member.replica)
+                    self._map(member.replica, path, member.generation)
+                return
+
+    def _map(self, replica: int, path: Path, generation: str) -> None:
         try:
-            shard = MappedShard(info.path)
+            shard = MappedShard(path)
         except MemoryStoreAbsentError:  # same node, other file system: a container of its own
             return
         try:
-            if shard.generation == info.generation:  # else others here still hold its predecessor
-                self._mapped = LocalReader(info.replica, shard, self._namespace)
+            if shard.generation == generation:  # else others here still hold its predecessor
+                self._mapped = LocalReader(replica, shard, self._namespace)
         except MemoryStoreAbsentError:
-            logger.debug("namespace %s is not in %s yet", self._namespace.name, info.path)
+            logger.debug("namespace %s is not in %s yet", self._namespace.name, path)
         finally:
             if self._mapped is None:
                 shard.close()

@@ -219,23 +219,34 @@ def test_readers_on_the_node_go_on_while_a_shard_is_down(
     assert distant.fetch(USERS, 100).rows.tobytes() == expected.rows.tobytes()
 
 
-def test_a_client_made_while_a_shard_is_down_finds_it_later(
+def test_a_client_made_while_a_shard_is_down_reads_its_files(
     pool: PoolInfo, clients: ExitStack
 ) -> None:
     writer = clients.enter_context(MemoryClient(pool, NAMESPACE))
     writer.save(*make_rows(600)).wait(DEADLINE_S)
     expected = writer.fetch(USERS, 100)
     ray.kill(ray.get_actor(pool.actor_name(1), namespace=pool.ray_namespace))
-    client = clients.enter_context(
-        MemoryClient(pool, NAMESPACE, read_timeout_s=1.0, watch_interval_s=0.05)
+    near, distant = (
+        clients.enter_context(MemoryClient(pool, NAMESPACE, read_timeout_s=1.0)) for _ in range(2)
     )
+    assert near.fetch(USERS, 100).rows.tobytes() == expected.rows.tobytes()
+    assert all(shard.is_local for shard in near.stats().shards)
     lost = pool.placement.shard_of_users(USERS) == 1
-    assert client.fetch_available(USERS, 100)[1].tolist() == lost.tolist()
+    assert as_from_another_node(distant).fetch_available(USERS, 100)[1].tolist() == lost.tolist()
     start_pool(pool.home, 2)
-    deadline = time.monotonic() + DEADLINE_S
-    while not all(shard.is_local for shard in client.stats().shards):
-        assert time.monotonic() < deadline
-    assert client.fetch(USERS, 100).rows.tobytes() == expected.rows.tobytes()
+    assert distant.fetch(USERS, 100).rows.tobytes() == expected.rows.tobytes()
+
+
+def test_a_reader_elsewhere_waits_for_a_shard_that_restarts(
+    pool: PoolInfo, clients: ExitStack
+) -> None:
+    distant = as_from_another_node(
+        clients.enter_context(MemoryClient(pool, NAMESPACE, read_timeout_s=DEADLINE_S))
+    )
+    distant.save(*make_rows(600)).wait(DEADLINE_S)
+    expected = distant.fetch(USERS, 100)
+    kill_shard(pool, 0)
+    assert distant.fetch(USERS, 100).rows.tobytes() == expected.rows.tobytes()
 
 
 def test_a_save_that_cannot_be_stored_says_so(pool: PoolInfo, clients: ExitStack) -> None:
