@@ -21,7 +21,7 @@ class AdmissionArgs(Strict):
     """Never more than this many at once."""
     min_concurrent: PositiveInt = 4
     """So many are always taken, whatever the estimate of the time that they take."""
-    target_share: Share = 0.4
+    target_share: Share = 0.6
     """Of a request's deadline: one that is estimated to take longer is refused."""
     max_concurrent_feedback: PositiveInt = 64
     refusal_status: Literal[429, 503] = 429

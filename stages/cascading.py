@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from marm.memory import Namespace
-from stages.batching import NotScoredError
 from stages.fusion import best_first
 from stages.history import MemoryReader
 from stages.knobs import CascadingKnobs
 from stages.models import CascadingModel, check_scores
-from stages.request import StageRequest, StageResult, no_answer
+from stages.request import StageRequest, StageResult
 from stages.scoring import CandidateScorer
 
 
@@ -36,11 +35,12 @@ class CascadingStage:
         return self.memory.namespace
 
     def run(self, request: StageRequest, knobs: CascadingKnobs) -> StageResult:
-        """Keep the ``request.limit`` most promising candidates."""
-        try:
-            scored = self.scorer.score(request, knobs)
-        except NotScoredError as error:
-            return no_answer("cascading", self.variant, "late", request, str(error))
+        """Keep the ``request.limit`` most promising candidates.
+
+        Raises:
+            TurnMissedError: its time was over before it could be computed.
+        """
+        scored = self.scorer.score(request, knobs)
         scores_M = scored.scores
         check_scores(scores_M, (len(request.candidates),), f"cascading/{self.variant}")
         kept = best_first(scores_M, request.limit)

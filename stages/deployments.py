@@ -32,8 +32,7 @@ from stages.server import StageServer
 from stages.swap_check import KeepsRows
 
 EXTRA_THREADS = 8
-"""Requests of a replica that may wait, for memory or to be computed in one batch, while others
-compute."""
+"""Requests of a replica that may wait, for memory or for their turn, while another computes."""
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,6 @@ class ScoringKnobs(StageKnobs):
     memory_read_ms: Annotated[float, Field(gt=0, le=60_000)] = DEFAULT_READ_MS
     """Time for reading rows; never more than half of what is left of the stage's time, and never
     more than the memory client's own limit (`stages.pool_memory`)."""
-    batch_window_ms: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Wait so long for requests of other users to compute together with; 0 doesn't batch."""
-    max_batch_requests: Annotated[int, Field(ge=1, le=64)] = 8
-    """At most so many requests are computed together."""
 
 
 class CascadingKnobs(ScoringKnobs):

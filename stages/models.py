@@ -24,6 +24,16 @@ class RetrievalModel(Protocol):
         ...
 
 
+class ScoringModel(Protocol):
+    """A cascader or a ranker."""
+
+    def score(
+        self, rows: UserRows, user_id: int, candidates: ItemFeatures, now_ms: int, context_id: int
+    ) -> NDArray[np.float32]:
+        """Scores of all candidates, ``[M]`` or ``[M, T]``."""
+        ...
+
+
 class CascadingModel(Protocol):
     """A cascader: one score per candidate."""
 

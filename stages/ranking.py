@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from marm.memory import Namespace
-from stages.batching import NotScoredError
 from stages.history import MemoryReader
 from stages.knobs import RankingKnobs
 from stages.models import RankingModel, check_scores
-from stages.request import StageRequest, StageResult, no_answer
+from stages.request import StageRequest, StageResult
 from stages.scoring import CandidateScorer
 
 
@@ -40,11 +39,11 @@ class RankingStage:
 
         The best by the knobs' fusion of the tasks, under their rule for diversity; with such a
         rule, scores need not fall from place to place.
+
+        Raises:
+            TurnMissedError: its time was over before it could be computed.
         """
-        try:
-            scored = self.scorer.score(request, knobs)
-        except NotScoredError as error:
-            return no_answer("ranking", self.variant, "late", request, str(error))
+        scored = self.scorer.score(request, knobs)
         scores_MT = scored.scores
         expected = (len(request.candidates), len(self.tasks))
         check_scores(scores_MT, expected, f"ranking/{self.variant}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from stages.knobs import RetrievalKnobs
 from stages.models import RetrievalModel
 from stages.popular import PopularItems
 from stages.request import Source, StageRequest, StageResult, empty_ids
+from stages.turns import Turns
 
 SEEN_AGAIN = "every item was seen before, so seen items are shown again"
 NOTHING_PERMITTED = "the allow and block lists leave no item"
@@ -32,6 +33,7 @@ class RetrievalStage:
     depth: int
     index: ItemIndex
     popular: PopularItems
+    turns: Turns = field(default_factory=Turns, repr=False, compare=False)
 
     @property
     def namespace(self) -> Namespace:
@@ -45,10 +47,15 @@ class RetrievalStage:
         is left.
 
         Raises:
+            TurnMissedError: its time was over before it could be computed.
             ValueError: when the user vectors are not finite.
         """
         history = read_history(self.memory, request, self.history_length, self.depth)
         history = history.at_depth(history.read.depth)  # vectors that no row has change nothing
+        with self.turns.turn(request.deadline_ms):
+            return self._found(request, history, knobs)
+
+    def _found(self, request: StageRequest, history: History, knobs: RetrievalKnobs) -> StageResult:
         vectors_KV = self._user_vectors(request, history)
         seen = history.item_ids if knobs.filter_seen else empty_ids()
         found, source = self._find(vectors_KV, request, knobs, seen)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.batching import ScoreBatcher, ScoreRequest, ScoringModel, score_one
 from stages.depth import DepthPlanner, ScoringWork
 from stages.history import History, MemoryReader, read_history
 from stages.knobs import ScoringKnobs
+from stages.models import ScoringModel
 from stages.request import StageRequest
+from stages.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CandidateScorer:
     history_length: int
     depth: int
     planner: DepthPlanner
-    batcher: ScoreBatcher
+    turns: Turns
 
     @staticmethod
     def of(
@@ -49,37 +50,40 @@ class CandidateScorer:
     ) -> CandidateScorer:
         """A scorer that knows nothing of the model's cost yet."""
         planner = DepthPlanner(ScoringWork(memory.namespace.dim, depth))
-        return CandidateScorer(model, memory, history_length, depth, planner, ScoreBatcher(model))
+        return CandidateScorer(model, memory, history_length, depth, planner, Turns())
 
     def score(self, request: StageRequest, knobs: ScoringKnobs) -> Scored:
         """Score all candidates of ``request`` in one pass over one copy of the user's rows.
 
         Raises:
-            NotScoredError: the request waited for others beyond its deadline.
+            TurnMissedError: the request waited for others beyond its deadline.
         """
         history = self._read(request, knobs)
-        asked = ScoreRequest(
-            history.rows, request.user_id, request.candidates, history.now_ms, request.context_id
-        )
-        began_s = time.perf_counter()
-        if knobs.batch_window_ms:
-            scores = self.batcher.score(
-                asked, request.deadline_ms, knobs.batch_window_ms, knobs.max_batch_requests
+        with self.turns.turn(request.deadline_ms):
+            history = self._affordable(history, request)
+            began_s = time.perf_counter()
+            scores = self.model.score(
+                history.rows,
+                request.user_id,
+                request.candidates,
+                history.now_ms,
+                request.context_id,
             )
-        else:
-            scores = score_one(self.model, asked)
-        elapsed_ms = (time.perf_counter() - began_s) * 1000
+            elapsed_ms = (time.perf_counter() - began_s) * 1000
         self.planner.observe(len(history), len(request.candidates), history.depth, elapsed_ms)
         return Scored(scores, history)
 
     def _read(self, request: StageRequest, knobs: ScoringKnobs) -> History:
-        """The rows to score from, with as many layers as there is time for."""
+        """The newest rows, with the layers that they have and that may be used."""
         length = at_most(self.history_length, knobs.max_history_length)
         wanted = at_most(self.depth, knobs.max_depth)
         history = read_history(self.memory, request, length, wanted, knobs.memory_read_ms)
         # Vectors that no row has cost time and change nothing.
-        history = history.at_depth(history.read.depth)
-        left_ms = request.deadline_ms - time.time() * 1000 - knobs.batch_window_ms
+        return history.at_depth(history.read.depth)
+
+    def _affordable(self, history: History, request: StageRequest) -> History:
+        """The same with as many layers as there is time for now."""
+        left_ms = request.deadline_ms - time.time() * 1000
         plan = self.planner.plan(history.depth, len(history), len(request.candidates), left_ms)
         if not plan.with_rows:
             note = f"scored without rows, with {left_ms:.0f} ms left"

@@ -14,6 +14,7 @@ from marm.memory import Namespace
 from stages.knobs import StageKnobs
 from stages.live_model import LiveModel
 from stages.request import Outcome, StageName, StageRequest, StageResult, StageStatus, no_answer
+from stages.turns import TurnMissedError
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,7 +36,11 @@ class Stage(Protocol[K_contra]):
         ...
 
     def run(self, request: StageRequest, knobs: K_contra) -> StageResult:
-        """Answer one request."""
+        """Answer one request.
+
+        Raises:
+            TurnMissedError: its time was over before it could be computed.
+        """
         ...
 
 
@@ -83,7 +88,10 @@ class StageServer(Generic[K]):
         late_ms = time.time() * 1000 - request.deadline_ms
         if late_ms > 0:
             return self._refuse("late", request, f"the request was {late_ms:.0f} ms late")
-        result = stage.run(request, self._knobs)
+        try:
+            result = stage.run(request, self._knobs)
+        except TurnMissedError as error:
+            return self._refuse("late", request, str(error))
         elapsed_ms = (time.perf_counter() - started) * 1000
         # The arm's name, which may differ from that of the published variant it serves.
         return replace(result, variant=self._variant, elapsed_ms=elapsed_ms)

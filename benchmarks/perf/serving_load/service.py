@@ -39,7 +39,7 @@ class ServiceSettings:
     """How the application runs. What is not here is as in the application's own defaults."""
 
     deadline_ms: int = 2_500
-    ranking_replicas: int = 2
+    cascading_replicas: int = 2  # it takes most of a request's time
     replica_cpus: float = 1.0
     model_poll_s: float = 0.2
 
@@ -85,14 +85,14 @@ def app_args(
     # A stage may take all the time there is: budgets of stages are for what is not measured here.
     budget = {"timeout_ms": settings.deadline_ms}
     variant = {"num_cpus": settings.replica_cpus, "poll_s": settings.model_poll_s}
-    ranking = {**variant, "num_replicas": settings.ranking_replicas}
+    cascading = {**variant, "num_replicas": settings.cascading_replicas}
     return AppArgs.model_validate(
         {
             "home": str(home.path),
             "memory": {"shards": 2, "redis_url": redis_url},
             "retrieval": {**budget, "candidates": world.found, "variants": {"default": variant}},
-            "cascading": {**budget, "candidates": world.kept, "variants": {"default": variant}},
-            "ranking": {**budget, "variants": {"default": ranking}},
+            "cascading": {**budget, "candidates": world.kept, "variants": {"default": cascading}},
+            "ranking": {**budget, "variants": {"default": variant}},
             "limits": {"deadline_ms": settings.deadline_ms},
         }
     )

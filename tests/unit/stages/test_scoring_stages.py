@@ -16,6 +16,7 @@ from stages.assemble import build_cascading, build_ranking
 from stages.depth import MARGIN, MIN_OBSERVED
 from stages.knobs import CascadingKnobs, RankingKnobs
 from stages.request import StageRequest
+from stages.turns import TurnMissedError
 
 DEEP = Namespace(depth=3, dim=8)
 NOW_MS = 1_000_000
@@ -119,15 +120,12 @@ def test_without_time_for_any_rows_candidates_are_scored_all_the_same(load, stag
 
 
 @BOTH
-def test_batched_requests_get_the_same_answer(load, stage):
-    built, request = load(stage), make_request()
-    alone = built.run(request, KNOBS[stage]())
-    batched = built.run(request, KNOBS[stage](batch_window_ms=1.0))
-    np.testing.assert_array_equal(batched.scores, alone.scores)
-    assert built.scorer.batcher.counts.requests == 1
-    late = built.run(make_request(left_ms=-10), KNOBS[stage](batch_window_ms=1.0))
-    assert (late.outcome, len(late), late.num_in) == ("late", 0, 30)
-    assert "its time was over" in late.reason
+def test_a_request_whose_turn_does_not_come_in_time_is_not_computed(load, stage):
+    built = load(stage)
+    computing = built.scorer.turns.turn(time.time() * 1000 + 60_000)
+    with computing, pytest.raises(TurnMissedError, match="its time was over"):
+        built.run(make_request(left_ms=20), KNOBS[stage]())
+    assert len(built.run(make_request(), KNOBS[stage]())) == 10
 
 
 def test_cascading_narrows_thousands_to_hundreds_in_one_pass(load):
@@ -184,9 +182,7 @@ def test_ranking_fuses_by_the_configured_formula(load):
         {"max_depth": -1},
         {"max_history_length": -1},
         {"memory_read_ms": 0},
-        {"batch_window_ms": -1},
-        {"batch_window_ms": float("nan")},
-        {"max_batch_requests": 0},
+        {"memory_read_ms": float("nan")},
     ],
 )
 def test_settings_out_of_range_are_refused(knobs):

@@ -203,6 +203,17 @@ def test_server_does_no_work_for_a_late_request(tmp_path, reader):
     assert server.run(make_request(candidates=some_items(3), deadline_ms=1)).outcome == "late"
 
 
+def test_server_says_of_a_request_whose_turn_did_not_come_that_it_was_late(tmp_path, reader):
+    server, live, registry = make_server(tmp_path, reader)
+    publish_model(registry, "ranking")
+    assert live.poll()
+    now_ms = int(time.time() * 1000)
+    with live.current.scorer.turns.turn(now_ms + 60_000):
+        result = server.run(make_request(candidates=some_items(3), deadline_ms=now_ms + 50))
+    assert (result.outcome, len(result), result.num_in) == ("late", 0, 3)
+    assert "its time was over" in result.reason
+
+
 def test_knobs_change_live_and_bad_ones_change_nothing(tmp_path, reader):
     server, live, registry = make_server(tmp_path, reader)
     publish_model(registry, "ranking")

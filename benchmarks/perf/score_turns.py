@@ -1,13 +1,12 @@
-"""Does it pay to batch ranking requests of several users on this machine?
+"""Does it pay to compute the ranking requests of a replica one after the other?
 
-    python -m benchmarks.perf.score_batching
+    python -m benchmarks.perf.score_turns
 
 A number of clients ask one frozen ranking model without pause, as the threads of a replica do.
-``alone``: every request computes by itself, beside the others. The other ways go through the
-replica's batcher with a window of so many ms: one request or batch is computed at a time, and a
-window of 0 only collects what arrives while another is computed. All ways take turns, round after
-round. Per size of a request: requests per second, the median time of one, and the CPU time of one,
-which others on the machine disturb least. The last line is JSON, with ratios to ``alone``.
+``beside``: every request computes at once, beside the others. ``in_turn``: one at a time, as
+`stages.turns` has it. Both ways take turns, round after round. Per size of a request: requests per
+second, the median time of one, and the CPU time of one, which others on the machine disturb least.
+The last line is JSON, with ratios to ``beside``.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ from marm.items import ItemFeatures
 from marm.memory import Namespace, UserRows
 from marm.ranker import Ranker
 from marm.scoring_plan import ScoringPlan
-from stages.batching import ScoreBatcher, ScoreRequest, score_one
+from stages.turns import Turns
 
 MINUTE_MS = 60_000.0
-MAX_BATCH = 8
-WAYS: dict[str, float | None] = {"alone": None, "batch_0ms": 0.0, "batch_2ms": 2.0}
+WAYS = ("beside", "in_turn")
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,15 @@ SIZES = (Size(50, 20, 32, 2), Size(200, 100, 64, 2), Size(1000, 200, 128, 4))
 
 
 @dataclass(frozen=True)
+class Request:
+    """What a client asks."""
+
+    rows: UserRows
+    user_id: int
+    candidates: ItemFeatures
+
+
+@dataclass(frozen=True)
 class Figures:
     """One way at one size."""
 
@@ -67,16 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{'request':<22} {'way':<10} {'req/s':>8} {'median ms':>10} {'cpu ms':>8}")
     ratios: dict[str, dict[str, dict[str, float]]] = {}
     for name, ways in measured.items():
-        alone = asdict(ways["alone"])
+        beside = asdict(ways["beside"])
         ratios[name] = {
-            way: {key: round(value / alone[key], 3) for key, value in asdict(found).items()}
+            way: {key: round(value / beside[key], 3) for key, value in asdict(found).items()}
             for way, found in ways.items()
         }
         for way, found in ways.items():
             rate, median, cpu = found.requests_per_s, found.median_ms, found.cpu_ms
             print(f"{name:<22} {way:<10} {rate:8.1f} {median:10.2f} {cpu:8.2f}")
     setup = {"clients": options.clients, "threads": options.threads, "rounds": options.rounds}
-    print(json.dumps({"score_batching": ratios} | setup))
+    print(json.dumps({"score_turns": ratios} | setup))
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,11 +99,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def measure(size: Size, options: argparse.Namespace) -> dict[str, Figures]:
     """All ways in turn; the medians of the rounds."""
     model, requests = build(size), [request_of(user, size) for user in range(options.clients)]
-    batcher = ScoreBatcher(model)
+    replica_turns = Turns()
     turns: dict[str, list[Figures]] = {way: [] for way in WAYS}
     for turn in range(-1, options.rounds):
-        for way, window_ms in WAYS.items():
-            found = drive(answer_by(model, batcher, window_ms), requests, options)
+        for way in WAYS:
+            found = drive(answer_by(way, model, replica_turns), requests, options)
             if turn >= 0:
                 turns[way].append(found)
     return {
@@ -123,7 +130,7 @@ def build(size: Size) -> Ranker:
     return model
 
 
-def request_of(user_id: int, size: Size) -> ScoreRequest:
+def request_of(user_id: int, size: Size) -> Request:
     random = np.random.default_rng(user_id)
     rows = np.zeros(size.rows, Namespace(depth=size.depth, dim=size.dim).row_dtype)
     rows["item_id"] = random.integers(1, 10_000, size.rows)
@@ -133,29 +140,30 @@ def request_of(user_id: int, size: Size) -> ScoreRequest:
     packed = UserRows(np.array([user_id]), np.array([0, size.rows]), rows)
     ids = random.integers(1, 10_000, size.candidates)
     items = ItemFeatures(ids, ids % 50, ids % 9, ids)
-    return ScoreRequest(packed, user_id, items, 10**8, 0)
+    return Request(packed, user_id, items)
 
 
-def answer_by(
-    model: Ranker, batcher: ScoreBatcher, window_ms: float | None
-) -> Callable[[ScoreRequest], object]:
-    if window_ms is None:
-        return lambda request: score_one(model, request)
-    return lambda request: batcher.score(
-        request, time.time() * 1000 + MINUTE_MS, window_ms, MAX_BATCH
-    )
+def answer_by(way: str, model: Ranker, turns: Turns) -> Callable[[Request], object]:
+    def score(request: Request) -> object:
+        return model.score(request.rows, request.user_id, request.candidates, 10**8, 0)
+
+    def score_in_turn(request: Request) -> object:
+        with turns.turn(time.time() * 1000 + MINUTE_MS):
+            return score(request)
+
+    return {"beside": score, "in_turn": score_in_turn}[way]
 
 
 def drive(
-    answer: Callable[[ScoreRequest], object],
-    requests: list[ScoreRequest],
+    answer: Callable[[Request], object],
+    requests: list[Request],
     options: argparse.Namespace,
 ) -> Figures:
     """One client per request, each asking its own again and again."""
     taken_s: list[float] = []
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
 
-    def client(request: ScoreRequest) -> None:
+    def client(request: Request) -> None:
         asked_s = began_s
         while asked_s < began_s + options.round_s:
             asked_s = time.perf_counter()
