@@ -11,6 +11,7 @@ Shape legend: M candidates, N rows, L layers, D row width, F feature dim, H head
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,20 @@ class AmortisedAttention:
     ) -> None:
         self.precision, self.search = precision, search or AllRows()
         modules = [attention.first, *attention.layers]
+        self.search.prepare()
         self.workspace = Workspace()
-        self._layers = [
-            FrozenLayer(layer, precision, self.workspace)
-            for layer in modules
-            if isinstance(layer, TargetAttention)
-        ]
         self._live_norms = [_copied(norm) for norm in attention.feature_norms]
         self._memory_norms = [_copied(norm) for norm in attention.memory_norms]
+        self._layers = [
+            FrozenLayer(
+                layer,
+                precision,
+                self.workspace,
+                [*self._memory_norms[max(index - 1, 0) : index], self._live_norms[index]],
+            )
+            for index, layer in enumerate(modules)
+            if isinstance(layer, TargetAttention)
+        ]
         recency = attention.recency
         pairs = recency.distance[:, None] + recency.gap[None, :]
         self._bias_table = pairs.detach().flatten(0, 1)  # [pair, (L + 1) * H]
@@ -119,9 +126,7 @@ class _Rows:
 
     def __init__(self, history: UserHistory, index_N: Tensor | None) -> None:
         self.history, self._index_N = history, index_N
-        live_NF = self._taken(history.live_NF)
-        # Without weights: layers differ in these alone.
-        self.standard_NF = nn.functional.layer_norm(live_NF, live_NF.shape[1:])
+        self.live_NF = self._taken(history.live_NF)
         pair_N = history.distance_N * NUM_GAP_BUCKETS + history.gap_N
         self.pair_N = self._taken(pair_N)
         self.categories = history.categories
@@ -136,7 +141,7 @@ class _Rows:
         return _Rows(history, mask_N.nonzero().squeeze(1))
 
     def __len__(self) -> int:
-        return len(self.standard_NF)
+        return len(self.live_NF)
 
     def memory(self, layer: int, part: slice) -> Tensor:
         """Cached vectors of one layer of some rows, ``[rows, D]``."""
@@ -150,6 +155,11 @@ class _Rows:
         if self._index_N is None:
             return found
         return Found(self._index_N[found.position], found.valid)
+
+    @cached_property
+    def standard(self) -> Tensor:
+        """Live features ``[N, F]`` normalised without weights: layers differ in these alone."""
+        return nn.functional.layer_norm(self.live_NF, self.live_NF.shape[1:])
 
     def _taken(self, x: Tensor) -> Tensor:
         return x if self._index_N is None else x[self._index_N]
@@ -175,7 +185,7 @@ class _LayerKeys:
 
     def rows(self, part: slice) -> Tensor:
         """See `KeyInputs.rows`."""
-        live_norm, standard = self._live_norm, self._rows.standard_NF[part]
+        live_norm, standard = self._live_norm, self._rows.standard[part]
         live = torch.addcmul(live_norm.bias, standard, live_norm.weight)
         if self._memory_norm is None:
             return live.to(self._owner.precision.dtype)
@@ -189,6 +199,13 @@ class _LayerKeys:
         inputs[:, :dim] = self._memory_norm(self._rows.memory(self._layer - 1, part))
         inputs[:, dim:] = live
         return inputs
+
+    def sources(self) -> list[Tensor]:
+        """See `KeyInputs.sources`."""
+        live_NF = self._rows.live_NF
+        if self._memory_norm is None:
+            return [live_NF]
+        return [self._rows.memory(self._layer - 1, slice(None)), live_NF]
 
 
 def _copied(norm: nn.Module) -> nn.LayerNorm:

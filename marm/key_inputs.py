@@ -29,6 +29,14 @@ class KeyInputs(Protocol):
         """Key inputs of some rows, ``[rows, C]``; the same memory may be returned again."""
         ...
 
+    def sources(self) -> list[Tensor]:
+        """What key inputs are made of, before the norms: ``[N, width]`` each, side by side.
+
+        Raises:
+            ValueError: when that is not known.
+        """
+        ...
+
 
 class GivenKeys:
     """Key inputs that are there already."""
@@ -42,6 +50,10 @@ class GivenKeys:
     def rows(self, part: slice) -> Tensor:
         """See `KeyInputs.rows`."""
         return self._inputs_NC[part]
+
+    def sources(self) -> list[Tensor]:
+        """See `KeyInputs.sources`; never known."""
+        raise ValueError("these key inputs are normalised already: freeze the layer without norms")
 
 
 def blocks(num_rows: int) -> Iterator[slice]:

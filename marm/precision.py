@@ -1,8 +1,4 @@
-"""The numbers that inference computes with, and the attention kernel that suits each of them.
-
-Shape legend: M candidates, N rows (the last of which is the null key), H heads, E head width,
-D = H*E, C width of a key input.
-"""
+"""The numbers that inference computes with, and the kernels that suit each of them."""
 
 from __future__ import annotations
 
@@ -13,19 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from marm.attention_kernel import KernelAttention, host_tiling
+from marm.dense_attention import DenseAttention, FusedAttention
+
 PRECISIONS = ("fp32", "bf16", "auto")
 
-_SAFE_LOGIT = 80.0
-"""exp of more than 88 overflows single precision and bfloat16 alike."""
-
-_BLOCK_ROWS = 1024
-_BLOCK_CANDIDATES = 512
-"""A block of bfloat16 weights of this size stays in the second-level cache of a core."""
-
-_TALL = 256
+_TALL = 64
 """From so many rows on a library's better kernel outweighs the way to it."""
-
-_WIDTH_STEP = 8  # value columns are padded to a multiple: GEMM kernels dislike odd widths
 
 
 class Precision(ABC):
@@ -46,16 +36,12 @@ class Precision(ABC):
         return nn.functional.linear(x.to(self.dtype), weight, bias)
 
     @abstractmethod
-    def attend(self, q_HME: Tensor, k_HNE: Tensor, v_HNE: Tensor, bias_HN: Tensor) -> Tensor:
-        """Softmax over all rows of ``q @ k.T + bias``, times ``v``: ``[H, M, E]``.
-
-        ``q`` is already scaled; ``bias`` is in single precision and the same for all candidates.
-        Memory does not grow with M * N.
-        """
+    def attention(self, head_width: int, device: torch.device) -> DenseAttention:
+        """What attends with heads of one width on a device; may compile a kernel first."""
 
 
 class FullPrecision(Precision):
-    """Single precision: torch's fused attention, which keeps its blocks in cache."""
+    """Single precision: on CPUs by oneDNN and a kernel of our own, elsewhere by torch's best."""
 
     name = "fp32"
     dtype = torch.float32
@@ -69,9 +55,9 @@ class FullPrecision(Precision):
         product: Tensor = tall_product(x.contiguous(), weight, bias, "none", [], "")
         return product
 
-    def attend(self, q_HME: Tensor, k_HNE: Tensor, v_HNE: Tensor, bias_HN: Tensor) -> Tensor:
-        """See `Precision.attend`."""
-        return _fused(q_HME, k_HNE, v_HNE, bias_HN)
+    def attention(self, head_width: int, device: torch.device) -> DenseAttention:
+        """See `Precision.attention`."""
+        return _single_precision_attention(head_width, device)
 
 
 class HalfPrecision(Precision):
@@ -81,50 +67,26 @@ class HalfPrecision(Precision):
     dtype = torch.bfloat16
     tolerance = 3e-2
 
-    def attend(self, q_HME: Tensor, k_HNE: Tensor, v_HNE: Tensor, bias_HN: Tensor) -> Tensor:
-        """See `Precision.attend`."""
-        return _fused(q_HME, k_HNE, v_HNE, bias_HN)
+    def attention(self, head_width: int, device: torch.device) -> DenseAttention:
+        """See `Precision.attention`."""
+        return FusedAttention(torch.bfloat16)
 
 
-class BlockedHalfPrecision(HalfPrecision):
+class MixedHalfPrecision(HalfPrecision):
     """bfloat16 for CPUs that multiply it (AVX-512 BF16) but have no matrix units.
 
-    There the fused kernel is slower than in single precision. Here weights are the bare ``exp`` of
-    the products: the recency bias becomes a factor ``exp(bias)`` of the rows' values, and of a
-    column beside them that sums up to the denominator. So a block of weights is written, turned
-    into its exponential in place and multiplied, and nothing else touches it. Without a maximum to
-    subtract this is exact only while no exponential overflows, which Cauchy-Schwarz tells
-    beforehand; otherwise the fused kernel is used.
+    Linear maps gain from it. torch's fused attention loses, being slower than in single precision
+    there: attention is in single precision, over keys and values that were rounded.
     """
 
-    def attend(self, q_HME: Tensor, k_HNE: Tensor, v_HNE: Tensor, bias_HN: Tensor) -> Tensor:
-        """See `Precision.attend`."""
-        largest = _largest_norm(q_HME) * _largest_norm(k_HNE) + bias_HN.abs().amax()
-        if float(largest) > _SAFE_LOGIT:
-            return _fused(q_HME, k_HNE, v_HNE, bias_HN)
-        return torch.stack(
-            [
-                _exponential_attention(*of_head)
-                for of_head in zip(q_HME, k_HNE, v_HNE, bias_HN, strict=True)
-            ]
-        )
+    def attention(self, head_width: int, device: torch.device) -> DenseAttention:
+        """See `Precision.attention`."""
+        return _single_precision_attention(head_width, device)
 
 
-def _exponential_attention(q_ME: Tensor, k_NE: Tensor, v_NE: Tensor, bias_N: Tensor) -> Tensor:
-    width = v_NE.shape[1]
-    factor_N = bias_N.exp().to(v_NE.dtype)
-    columns = -(width + 1) % _WIDTH_STEP + width + 1
-    weighted = v_NE.new_zeros((len(v_NE), columns))
-    torch.mul(v_NE, factor_N.unsqueeze(1), out=weighted[:, :width])
-    weighted[:, width] = factor_N
-    sums = torch.zeros((len(q_ME), columns), dtype=torch.float32, device=q_ME.device)
-    for first in range(0, len(q_ME), _BLOCK_CANDIDATES):
-        some_q = q_ME[first : first + _BLOCK_CANDIDATES]
-        for start in range(0, len(k_NE), _BLOCK_ROWS):
-            rows = slice(start, start + _BLOCK_ROWS)
-            weights = torch.mm(some_q, k_NE[rows].t()).exp_()
-            sums[first : first + _BLOCK_CANDIDATES] += torch.mm(weights, weighted[rows])
-    return sums[:, :width] / sums[:, width : width + 1]
+def _single_precision_attention(head_width: int, device: torch.device) -> DenseAttention:
+    tiling = host_tiling() if device.type == "cpu" else None
+    return FusedAttention() if tiling is None else KernelAttention(head_width, tiling)
 
 
 def _onednn_linear() -> Callable[..., Tensor] | None:
@@ -132,20 +94,6 @@ def _onednn_linear() -> Callable[..., Tensor] | None:
     it is a quarter faster than the library behind `nn.functional.linear`."""
     operator: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     return operator
-
-
-def _largest_norm(x_HNE: Tensor) -> Tensor:
-    # A product with ones sums narrow rows several times faster than a reduction does.
-    ones = x_HNE.new_ones((len(x_HNE), x_HNE.shape[2], 1))
-    return torch.bmm(x_HNE * x_HNE, ones).amax().float().sqrt()
-
-
-def _fused(q_HME: Tensor, k_HNE: Tensor, v_HNE: Tensor, bias_HN: Tensor) -> Tensor:
-    mask = bias_HN.to(q_HME.dtype)[None, :, None, :]
-    mixed = nn.functional.scaled_dot_product_attention(
-        q_HME[None], k_HNE[None], v_HNE[None], attn_mask=mask, scale=1.0
-    )
-    return mixed[0]
 
 
 def build_precision(name: str, device: torch.device) -> Precision:
@@ -176,4 +124,4 @@ def fast_half_precision(device: torch.device) -> Precision | None:
     capabilities = torch.cpu.get_capabilities()
     if capabilities.get("amx_bf16", False):
         return HalfPrecision()
-    return BlockedHalfPrecision() if capabilities.get("avx512_bf16", False) else None
+    return MixedHalfPrecision() if capabilities.get("avx512_bf16", False) else None

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CATEGORIES = ("tag", "author", "tag_or_author")
+from marm.highest import highest, prepare_highest
 
-_GROUP = 8
-"""Scores per group of the first pass. The K best lie in the K groups with the best maxima, so few
-scores are compared one by one; N/K is near the square of the best size for usual N and K."""
+CATEGORIES = ("tag", "author", "tag_or_author")
 
 _NOT_FOUND = float("-inf")
 
@@ -66,6 +64,10 @@ class RowSearch(ABC):
     def takes_all(self, num_rows: int) -> bool:
         """Whether all of so many rows are attended to, so that nothing needs to be searched."""
 
+    def prepare(self) -> None:
+        """Do before the first request what takes long."""
+        prepare_highest()
+
     @abstractmethod
     def find(self, scores_MN: Tensor, categories: Categories | None) -> Found:
         """The rows to attend to.
@@ -86,6 +88,9 @@ class AllRows(RowSearch):
     def takes_all(self, num_rows: int) -> bool:
         """Always."""
         return True
+
+    def prepare(self) -> None:
+        """Nothing to do."""
 
     def find(self, scores_MN: Tensor, categories: Categories | None) -> Found:
         """Every row for every candidate."""
@@ -152,23 +157,6 @@ class SameCategory(RowSearch):
             return tag_MN
         author_MN = _equal(of.candidate_author, of.row_author)
         return author_MN if self.by == "author" else tag_MN | author_MN
-
-
-def highest(scores_MN: Tensor, k: int) -> Tensor:
-    """Positions of the ``k`` highest scores of each candidate, ``[M, k]``, in no order."""
-    num_groups = scores_MN.shape[1] // _GROUP
-    if num_groups <= 2 * k:
-        return torch.topk(scores_MN, k, dim=1, sorted=False).indices
-    # Groups are interleaved (position modulo their number): neighbours score alike, and the maxima
-    # of neighbouring memory are one vector operation.
-    grouped = scores_MN[:, : num_groups * _GROUP].reshape(-1, _GROUP, num_groups)
-    best_groups = torch.topk(grouped.amax(dim=1), k, dim=1, sorted=False).indices
-    offsets = torch.arange(_GROUP, device=scores_MN.device) * num_groups
-    candidates = (best_groups[:, None, :] + offsets[:, None]).flatten(1)
-    left_over = torch.arange(num_groups * _GROUP, scores_MN.shape[1], device=scores_MN.device)
-    candidates = torch.cat([candidates, left_over.expand(len(scores_MN), -1)], dim=1)
-    chosen = torch.topk(scores_MN.gather(1, candidates), k, dim=1, sorted=False).indices
-    return candidates.gather(1, chosen)
 
 
 def layer_overlap(found: Sequence[Found], num_rows: int) -> Tensor:

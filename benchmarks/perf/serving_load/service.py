@@ -41,7 +41,7 @@ class ServiceSettings:
     deadline_ms: int = 2_500
     cascading_replicas: int = 2  # it takes most of a request's time
     replica_cpus: float = 1.0
-    model_poll_s: float = 0.2
+    model_poll_s: float = 1.0
 
 
 @dataclass(frozen=True)

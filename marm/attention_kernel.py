@@ -1,0 +1,110 @@
+"""Attention of one user's candidates by a kernel of our own, on CPUs.
+
+torch's fused kernel spends half of its time on exponentials and on products too narrow for its
+GEMM. This one forms both in registers (`marm.kernels.attention_code`) and is as fast as a GEMM.
+
+Shape legend: M candidates, N rows (the last of which is the null key), H heads, E head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from marm.dense_attention import FusedAttention
+from marm.kernels.attention_code import Tiling, compile_attention
+from marm.kernels.native_code import host_registers
+
+_LOG2_E = math.log2(math.e)
+
+_SMALLEST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**90
+"""Sums of weights between these were formed without anything that overflowed or vanished."""
+
+_TASKS_PER_THREAD = 4  # an interrupted thread then leaves its tasks to others
+
+
+def host_tiling() -> Tiling | None:
+    """The kernel's tiles on this CPU; None when it can't run here."""
+    registers = host_registers()
+    return None if registers is None else Tiling.of(registers)
+
+
+class KernelAttention:
+    """The kernel for heads of one width, compiled when the first of that width is made.
+
+    Weights are bare powers, with the logit of the last row subtracted: none has to be formed twice.
+    The sums of the weights tell whether that was enough, as they can't be far from 1 unless logits
+    are tens apart; then the fused kernel computes it once more.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, head_width: int, tiling: Tiling) -> None:
+        self._tile = tiling.candidates
+        self._run = compile_attention(head_width, tiling)
+        self._width, self._otherwise = head_width, FusedAttention()
+
+    def attend(self, q_HME: Tensor, k_HNE: Tensor, v_HNE: Tensor, bias_HN: Tensor) -> Tensor:
+        """See `DenseAttention.attend`; keys and values lie alike in the CPU's memory.
+
+        Raises:
+            ValueError: when they don't, for another head width or other numbers.
+        """
+        num_heads, num_candidates, width = q_HME.shape
+        if width != self._width:
+            raise ValueError(f"this kernel is for heads of {self._width}, got one of {width}")
+        if any(x.dtype != self.dtype for x in (q_HME, k_HNE, v_HNE)):
+            kinds = f"{q_HME.dtype}, {k_HNE.dtype} and {v_HNE.dtype}"
+            raise ValueError(f"this kernel reads {self.dtype}, got {kinds}; convert them first")
+        if num_candidates == 0:
+            return torch.empty_like(q_HME)
+        queries = self._tiled(q_HME)
+        num_tiles = queries.shape[1]
+        powers_HN = ((bias_HN - bias_HN[:, -1:]) * _LOG2_E).contiguous()
+        out = torch.empty_like(queries)
+        sums = queries.new_empty((num_heads, num_tiles, self._tile))
+        at_once, per_head = _shares(num_heads, num_tiles)
+        self._run(
+            num_heads * per_head,
+            *(x.data_ptr() for x in (queries, k_HNE, v_HNE, powers_HN, out, sums)),
+            k_HNE.shape[1],
+            num_tiles,
+            at_once,
+            per_head,
+            *_strides(k_HNE, v_HNE),
+        )
+        smallest, largest = (float(x) for x in sums.aminmax())
+        if not (smallest > _SMALLEST_SUM and largest < _LARGEST_SUM):
+            return self._otherwise.attend(q_HME, k_HNE, v_HNE, bias_HN)
+        out /= sums.unsqueeze(2)
+        # A candidate's heads side by side, as the layer wants them next.
+        mixed_MHE = out.permute(1, 3, 0, 2).reshape(-1, num_heads, width)[:num_candidates]
+        return mixed_MHE.transpose(0, 1)
+
+    def _tiled(self, q_HME: Tensor) -> Tensor:
+        """Queries in units of log2, ``[H, tiles, E, candidates of a tile]``."""
+        num_heads, num_candidates, width = q_HME.shape
+        padded = -(-num_candidates // self._tile) * self._tile
+        whole = q_HME.new_zeros((num_heads, padded, width))
+        torch.mul(q_HME, _LOG2_E, out=whole[:, :num_candidates])
+        return whole.view(num_heads, -1, self._tile, width).transpose(2, 3).contiguous()
+
+
+def _shares(num_heads: int, num_tiles: int) -> tuple[int, int]:
+    """Tiles of a task, and tasks of a head."""
+    tasks = torch.get_num_threads() * _TASKS_PER_THREAD
+    at_once = -(-num_tiles // max(1, -(-tasks // num_heads)))
+    return at_once, -(-num_tiles // at_once)
+
+
+def _strides(k_HNE: Tensor, v_HNE: Tensor) -> tuple[int, int]:
+    """From head to head and from row to row; the same of keys and values."""
+    head, row, number = k_HNE.stride()
+    if v_HNE.stride() != (head, row, number) or number != 1:
+        raise ValueError(
+            "keys and values must lie alike in memory, a head's part of a row in one piece; got "
+            f"strides {k_HNE.stride()} and {v_HNE.stride()}"
+        )
+    return head, row
