@@ -7,7 +7,6 @@ import signal
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,21 +59,15 @@ class Trained:
             return memory.fetch(EVERYBODY, NUM_EVENTS)
 
 
-@contextmanager
-def training_in(path: Path) -> Iterator[Trained]:
-    home = Home(path).create()
+@pytest.fixture(scope="module")
+def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    home = Home(tmp_path_factory.mktemp("rebuild")).create()
     write_world(home, WORLD)
     pool = start_pool(home)
     try:
         yield Trained(home, pool, run_training(home, CONFIG).step)
     finally:
         stop_pool(pool)
-
-
-@pytest.fixture(scope="module")
-def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    with training_in(tmp_path_factory.mktemp("rebuild")) as trained:
-        yield trained
 
 
 @pytest.fixture
@@ -203,27 +196,6 @@ def test_a_failed_task_names_its_cause(trained: Trained) -> None:
         rebuild_memory(trained.home, RebuildRequest(), unreachable)
 
 
-def test_training_and_a_rebuild_write_side_by_side(ray_cluster: None, tmp_path: Path) -> None:
-    """The rebuild refreshes what its version has learned from, training writes what is new; both
-    end with exactly their rows."""
-    with training_in(tmp_path) as first:
-        learned = first.rows().rows["event_key"]
-        write_world(first.home, replace(WORLD, seed=1, start_ms=WORLD.start_ms + 10**11))
-        request = RebuildRequest(version=1, num_workers=2)
-        with ThreadPoolExecutor(1) as executor:
-            second = executor.submit(run_training, first.home, CONFIG)
-            written = rebuild_memory(first.home, request, first.pool).done.rows_written
-            last_step = second.result().step
-        rows = first.rows().rows
-        is_learned = np.isin(rows["event_key"], learned)
-        assert written == len(learned) == is_learned.sum()
-        assert len(rows) == 2 * NUM_EVENTS
-        assert (rows["written_step"][is_learned] == first.step).all()
-        by_training = rows["written_step"][~is_learned]
-        assert by_training.min() >= first.step
-        assert by_training.max() == last_step - 1
-
-
 def test_a_killed_worker_costs_no_row(
     trained: Trained, empty_pool: PoolInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,3 +224,23 @@ def rebuild_workers() -> list[int]:
         for child in psutil.Process().children(recursive=True)
         if "RebuildWorker" in " ".join(child.cmdline())
     ]
+
+
+def test_training_and_a_rebuild_write_side_by_side(trained: Trained) -> None:
+    """The rebuild refreshes what its version has learned from, training writes what is new; both
+    end with exactly their rows. The last test here, since the home and its pool are changed."""
+    learned = trained.rows().rows["event_key"]
+    write_world(trained.home, replace(WORLD, seed=1, start_ms=WORLD.start_ms + 10**11))
+    request = RebuildRequest(version=1, num_workers=2)
+    with ThreadPoolExecutor(1) as executor:
+        second = executor.submit(run_training, trained.home, CONFIG)
+        written = rebuild_memory(trained.home, request, trained.pool).done.rows_written
+        last_step = second.result().step
+    rows = trained.rows().rows
+    is_learned = np.isin(rows["event_key"], learned)
+    assert written == len(learned) == is_learned.sum()
+    assert len(rows) == 2 * NUM_EVENTS
+    assert (rows["written_step"][is_learned] == trained.step).all()
+    by_training = rows["written_step"][~is_learned]
+    assert by_training.min() >= trained.step
+    assert by_training.max() == last_step - 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from marm_command import marm_json
+from marm_command import ending_json, marm_json, run_marm_anew
 
 from cache_actors.event_log.catalog import read_catalog
 from cache_actors.event_log.log import EventLog
@@ -48,7 +48,9 @@ def write_movielens(directory: Path) -> Path:
 
 def test_a_published_data_set_becomes_published_models(tmp_path: Path) -> None:
     ratings, home = write_movielens(tmp_path / "data"), Home(tmp_path / "home")
-    report = marm("ingest", str(ratings), "--format", "movielens", "--home", str(home.path))
+    where = ("--home", str(home.path), "--address", "local")
+    ingested = run_marm_anew("ingest", str(ratings), "--format", "movielens", *where)
+    report = ending_json(ingested)
     assert (report["rows_read"], report["rows_kept"]) == (NUM_RATINGS, NUM_RATINGS)
     assert report["items_added"] == len(read_catalog(home.log)) == NUM_MOVIES
     assert EventLog(home.log).num_events() == NUM_RATINGS
