@@ -4,7 +4,9 @@ Without postponed annotations on purpose: Serve looks at the annotation of the b
 to know that it is to be validated as `AppArgs`.
 """
 
+import time
 from pathlib import Path
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
@@ -48,7 +50,7 @@ def build_app(args: AppArgs) -> Application:
             "status_code": args.load.admission.refusal_status,
             "retry_after_s": RETRY_AFTER_S,
         },
-        **args.ingress.deployment_options(),
+        **built_at(time.time(), args.ingress.deployment_options()),
     )(Ingress)
     return ingress.bind(args, home, pool, handles)
 
@@ -63,9 +65,23 @@ def bind_variant(
         spec,
         name=deployment_name(stage, name),
         user_config=variant.user_config,
-        options=variant.deployment_options(),
+        options=built_at(time.time(), variant.deployment_options()),
     )
     return deployment.bind(spec)
+
+
+def built_at(time_s: float, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a deployment; where its replicas follow the load, they differ from build to build.
+
+    When an application is built again, Serve 2.60 forgets how its deployments scale, and learns it
+    again only for those that changed; so none would follow the load any more after new arguments
+    were refused and the old ones deployed again. What changes here has no effect: it is the wait
+    before the last replica goes, which with ``min_replicas`` of at least 1 never does.
+    """
+    scaling = options.get("autoscaling_config")
+    if scaling is None:
+        return options
+    return {**options, "autoscaling_config": {**scaling, "downscale_to_zero_delay_s": time_s}}
 
 
 def variant_spec(

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -28,11 +29,13 @@ from serving_models import (
     some_items,
     wait_until,
 )
+from slow_stage import slow_stage
 from typer.testing import CliRunner
 
 from app.args import AppArgs
 from app.build import RAY_NAMESPACE, build_app
 from app.cli.main import cli_app
+from app.ingress import Ingress
 from app.serving_audit.run import AuditSize, ServingAudit
 from app.stage_calls import stage_call
 from cache_actors.event_log.catalog import append_items
@@ -44,7 +47,6 @@ from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import connect_pool, describe_pool, stop_pool
 from cache_actors.registry import ModelRegistry
 from cache_actors.transfer.pool_memory import PoolMemory
-from stages.executor import StageThreads
 from stages.request import StageRequest, StageResult
 from stages.variant import QueueFullError
 
@@ -263,31 +265,6 @@ def test_new_arguments_replace_the_edge_under_load_and_no_request_fails(http, ho
     assert set(answers) == {(200, 20), (200, 21)}
 
 
-def slow_stage(directory: Path) -> serve.Application:
-    """A stage with one thread that tells by files what it does, and goes on when "go" is there."""
-
-    class SlowStage:
-        def __init__(self) -> None:
-            self._threads = StageThreads(1, "slow")
-
-        async def run(self, request: StageRequest) -> StageResult:
-            (directory / f"came {request.request_id}").touch()
-            try:
-                return await self._threads.run(self._work, request)
-            except asyncio.CancelledError:
-                (directory / f"cancelled {request.request_id}").touch()
-                raise
-
-        def _work(self, request: StageRequest) -> StageResult:
-            (directory / f"started {request.request_id}").touch()
-            while not (directory / "go").exists():
-                time.sleep(0.01)
-            return StageResult("ranking", "slow")
-
-    options = {"max_ongoing_requests": 2, "max_queued_requests": 1}
-    return serve.deployment(name="slow", **options)(SlowStage).bind()
-
-
 def test_what_nobody_waits_for_is_cancelled_in_the_replica_and_a_full_queue_is_told(http, tmp_path):
     call = stage_call(
         serve.run(slow_stage(tmp_path), name="slow", route_prefix=None), lambda result: None
@@ -321,6 +298,46 @@ def test_what_nobody_waits_for_is_cancelled_in_the_replica_and_a_full_queue_is_t
     serve.delete("slow")
     told = {path.name for path in tmp_path.iterdir()}
     assert told == {"go", "came first", "started first", "came second", "cancelled second"}
+
+
+def test_a_client_that_hangs_up_is_worked_for_no_longer(http, home, tmp_path):
+    args = AppArgs.model_validate(
+        {
+            "home": str(home.path),
+            "retrieval": {**PATIENT, "candidates": 40},
+            "cascading": {**PATIENT, "candidates": 20},
+            "ranking": {**PATIENT, "variants": {"slow": {}}},
+            "ingress": {"drain_poll_s": 0.1},
+            "limits": {"deadline_ms": 60_000},
+        }
+    )
+    handles = {
+        stage: {"default": serve.get_deployment_handle(f"{stage}-default", APP)}
+        for stage in ("retrieval", "cascading")
+    }
+    handles["ranking"] = {"slow": slow_stage(tmp_path)}
+    edge = serve.deployment(name="edge", **args.ingress.deployment_options())(Ingress)
+    pool = connect_pool(home, RAY_NAMESPACE)
+    serve.run(edge.bind(args, home, pool, handles), name="slow-edge", route_prefix="/slow")
+
+    def ask(name: str) -> HTTPConnection:
+        client = HTTPConnection("127.0.0.1", PORT, timeout=60)
+        headers = {"content-type": "application/json", "x-request-id": name}
+        client.request("POST", "/slow/recommend", json.dumps({"user_id": 1}), headers)
+        return client
+
+    stays = ask("stays")
+    wait_until((tmp_path / "started stays").exists)
+    goes = ask("goes")
+    wait_until((tmp_path / "came goes").exists)
+    goes.close()
+    wait_until((tmp_path / "cancelled goes").exists)
+    (tmp_path / "go").touch()
+    answer = json.loads(stays.getresponse().read())
+    assert answer["stages"]["ranking"]["variant"] == "slow"
+    stays.close()
+    serve.delete("slow-edge")
+    assert not (tmp_path / "started goes").exists()
 
 
 @pytest.fixture

@@ -1,0 +1,37 @@
+"""A stage that is as slow as a test wants it to be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from ray import serve
+
+from stages.executor import StageThreads
+from stages.request import StageRequest, StageResult
+
+
+def slow_stage(directory: Path) -> serve.Application:
+    """A stage with one thread that tells by files what it does, and goes on when "go" is there."""
+
+    class SlowStage:
+        def __init__(self) -> None:
+            self._threads = StageThreads(1, "slow")
+
+        async def run(self, request: StageRequest) -> StageResult:
+            (directory / f"came {request.request_id}").touch()
+            try:
+                return await self._threads.run(self._work, request)
+            except asyncio.CancelledError:
+                (directory / f"cancelled {request.request_id}").touch()
+                raise
+
+        def _work(self, request: StageRequest) -> StageResult:
+            (directory / f"started {request.request_id}").touch()
+            while not (directory / "go").exists():
+                time.sleep(0.01)
+            return StageResult("ranking", "slow")
+
+    options = {"max_ongoing_requests": 2, "max_queued_requests": 1}
+    return serve.deployment(name="slow", **options)(SlowStage).bind()
