@@ -14,8 +14,8 @@ from marm.dense_attention import DenseAttention, FusedAttention
 
 PRECISIONS = ("fp32", "bf16", "auto")
 
-_TALL = 64
-"""From so many rows on a library's better kernel outweighs the way to it."""
+_TALL, _WIDE = 64, 512
+"""From so many rows and columns on oneDNN's product is faster than torch's own."""
 
 
 class Precision(ABC):
@@ -48,11 +48,12 @@ class FullPrecision(Precision):
     tolerance = 1e-4
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See `Precision.linear`; tall products by oneDNN where torch has it."""
-        tall_product = _onednn_linear() if len(x) >= _TALL and x.device.type == "cpu" else None
-        if tall_product is None:
+        """See `Precision.linear`; large products by oneDNN where torch has it."""
+        is_large = len(x) >= _TALL and len(weight) >= _WIDE and x.device.type == "cpu"
+        large_product = _onednn_linear() if is_large else None
+        if large_product is None:
             return super().linear(x, weight, bias)
-        product: Tensor = tall_product(x.contiguous(), weight, bias, "none", [], "")
+        product: Tensor = large_product(x.contiguous(), weight, bias, "none", [], "")
         return product
 
     def attention(self, head_width: int, device: torch.device) -> DenseAttention:
