@@ -12,7 +12,7 @@ from cache_actors.registry import PublishedModel
 from marm.config import ModelConfig
 from marm.items import ItemFeatures
 from marm.memory import Namespace
-from marm.model_factory import Model, build_model
+from marm.model_factory import Model, build_unfilled
 from marm.scoring_plan import ScoringPlan
 from marm.supervised import SupervisedModel
 from stages.cascading import CascadingStage
@@ -61,7 +61,7 @@ def published_config(published: PublishedModel, stage: str) -> ModelConfig:
 
 def load_module(published: PublishedModel, config: ModelConfig, plan: ScoringPlan = EXACT) -> Model:
     """The model of a version with its weights, ready to score as ``plan`` says, and warm."""
-    model = build_model(config)
+    model = build_unfilled(config)
     load_weights(model, published.tensors)
     model.requires_grad_(False)
     model.eval()

@@ -9,7 +9,7 @@ import torch
 from app.args import KNOBS, AppArgs, VariantArgs
 from app.serving_audit.report import ArmUnderAudit
 from cache_actors.registry import ModelRegistry, PublishedModel
-from marm.model_factory import Model, build_model
+from marm.model_factory import Model, build_unfilled
 from marm.precision import build_precision
 from stages.assemble import published_config
 from stages.knobs import StageKnobs
@@ -69,8 +69,9 @@ class ConfiguredArm:
 
 def offline_model(published: PublishedModel) -> Model:
     """The model of a version along the path that training evaluates with."""
-    model = build_model(published_config(published, published.stage))
-    load_weights(model, published.tensors)
+    model = build_unfilled(published_config(published, published.stage))
+    # Copies: the model that serves has taken the tensors themselves.
+    load_weights(model, {name: tensor.clone() for name, tensor in published.tensors.items()})
     model.requires_grad_(False)
     model.eval()
     return model

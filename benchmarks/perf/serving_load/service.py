@@ -83,7 +83,7 @@ def app_args(
 ) -> AppArgs:
     """The application's arguments, as serve_config.yaml has them."""
     # A stage may take all the time there is: budgets of stages are for what is not measured here.
-    budget = {"timeout_ms": settings.deadline_ms}
+    budget = {"timeout_ms": settings.deadline_ms, "budget_share": 0.9}
     variant = {"num_cpus": settings.replica_cpus, "poll_s": settings.model_poll_s}
     cascading = {**variant, "num_replicas": settings.cascading_replicas}
     return AppArgs.model_validate(
