@@ -23,6 +23,7 @@ from stages.models import CascadingModel, RankingModel, RetrievalModel
 from stages.popular import PopularItems
 from stages.ranking import RankingStage
 from stages.retrieval import RetrievalStage
+from stages.turns import Turns
 from stages.version_checks import (
     check_memory,
     check_probe,
@@ -93,8 +94,10 @@ def build_retrieval(
     open_memory: OpenMemory,
     index: IndexArgs | str = "exact",
     num_threads: int = 1,
+    turns: Turns | None = None,
 ) -> RetrievalStage:
-    """A retrieval stage of a published version; ``index`` is as `build_item_index` takes it."""
+    """A retrieval stage of a published version; ``index`` is as `build_item_index` takes it, and
+    ``turns`` are those of the replica, which all of its versions share."""
     config = published_config(published, "retrieval")
     items, popularity = published_items(published.items)
     if "vectors" not in published.items:
@@ -115,13 +118,18 @@ def build_retrieval(
         depth=config.depth,
         index=build_item_index(index, items, vectors_MV, num_threads),
         popular=PopularItems.ranked(items, popularity),
+        turns=turns or Turns(),
     )
 
 
 def build_cascading(
-    published: PublishedModel, open_memory: OpenMemory, plan: ScoringPlan = EXACT
+    published: PublishedModel,
+    open_memory: OpenMemory,
+    plan: ScoringPlan = EXACT,
+    turns: Turns | None = None,
 ) -> CascadingStage:
-    """A cascading stage of a published version that scores as ``plan`` says."""
+    """A cascading stage of a published version that scores as ``plan`` says; ``turns`` are those of
+    the replica, which all of its versions share."""
     config = published_config(published, "cascading")
     model = cast(CascadingModel, load_module(published, config, plan))
     return CascadingStage(
@@ -131,13 +139,18 @@ def build_cascading(
         memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
         depth=config.depth,
+        turns=turns or Turns(),
     )
 
 
 def build_ranking(
-    published: PublishedModel, open_memory: OpenMemory, plan: ScoringPlan = EXACT
+    published: PublishedModel,
+    open_memory: OpenMemory,
+    plan: ScoringPlan = EXACT,
+    turns: Turns | None = None,
 ) -> RankingStage:
-    """A ranking stage of a published version that scores as ``plan`` says."""
+    """A ranking stage of a published version that scores as ``plan`` says; ``turns`` are those of
+    the replica, which all of its versions share."""
     config = published_config(published, "ranking")
     model = cast(RankingModel, load_module(published, config, plan))
     return RankingStage(
@@ -148,4 +161,5 @@ def build_ranking(
         history_length=config.history_length,
         depth=config.depth,
         tasks=config.tasks,
+        turns=turns or Turns(),
     )

@@ -11,6 +11,7 @@ from stages.knobs import CascadingKnobs
 from stages.models import CascadingModel, check_scores
 from stages.request import StageRequest, StageResult
 from stages.scoring import CandidateScorer
+from stages.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,13 @@ class CascadingStage:
     memory: MemoryReader
     history_length: int
     depth: int
+    turns: Turns = field(default_factory=Turns, repr=False, compare=False)
     scorer: CandidateScorer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        scorer = CandidateScorer.of(self.model, self.memory, self.history_length, self.depth)
+        scorer = CandidateScorer.of(
+            self.model, self.memory, self.history_length, self.depth, self.turns
+        )
         object.__setattr__(self, "scorer", scorer)
 
     @property

@@ -30,6 +30,7 @@ from stages.pool_memory import PoolMemory
 from stages.request import StageName, StageRequest, StageResult, StageStatus
 from stages.server import StageServer
 from stages.swap_check import KeepsRows
+from stages.turns import Turns
 
 EXTRA_THREADS = 8
 """Requests of a replica that may wait, for memory or for their turn, while another computes."""
@@ -101,17 +102,20 @@ def stage_parts(
     spec: StageSpec, open_memory: OpenMemory
 ) -> tuple[Callable[[PublishedModel], Any], type[StageKnobs]]:
     """How a stage is built from a published version, and the settings it takes."""
+    turns = Turns()  # the replica's: a version and its successor compute in turn, too
     if spec.stage == "retrieval":
         build = partial(
             build_retrieval,
             open_memory=open_memory,
             index=spec.index,
             num_threads=spec.num_threads,
+            turns=turns,
         )
         return build, RetrievalKnobs
-    if spec.stage == "cascading":
-        return partial(build_cascading, open_memory=open_memory, plan=spec.plan), CascadingKnobs
-    return partial(build_ranking, open_memory=open_memory, plan=spec.plan), RankingKnobs
+    is_cascading = spec.stage == "cascading"
+    build_scoring = build_cascading if is_cascading else build_ranking
+    scoring = partial(build_scoring, open_memory=open_memory, plan=spec.plan, turns=turns)
+    return scoring, CascadingKnobs if is_cascading else RankingKnobs
 
 
 def stage_deployment(

@@ -10,6 +10,7 @@ from stages.knobs import RankingKnobs
 from stages.models import RankingModel, check_scores
 from stages.request import StageRequest, StageResult
 from stages.scoring import CandidateScorer
+from stages.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,13 @@ class RankingStage:
     history_length: int
     depth: int
     tasks: tuple[str, ...]
+    turns: Turns = field(default_factory=Turns, repr=False, compare=False)
     scorer: CandidateScorer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        scorer = CandidateScorer.of(self.model, self.memory, self.history_length, self.depth)
+        scorer = CandidateScorer.of(
+            self.model, self.memory, self.history_length, self.depth, self.turns
+        )
         object.__setattr__(self, "scorer", scorer)
 
     @property

@@ -46,11 +46,11 @@ class CandidateScorer:
 
     @staticmethod
     def of(
-        model: ScoringModel, memory: MemoryReader, history_length: int, depth: int
+        model: ScoringModel, memory: MemoryReader, history_length: int, depth: int, turns: Turns
     ) -> CandidateScorer:
         """A scorer that knows nothing of the model's cost yet."""
         planner = DepthPlanner(ScoringWork(memory.namespace.dim, depth))
-        return CandidateScorer(model, memory, history_length, depth, planner, Turns())
+        return CandidateScorer(model, memory, history_length, depth, planner, turns)
 
     def score(self, request: StageRequest, knobs: ScoringKnobs) -> Scored:
         """Score all candidates of ``request`` in one pass over one copy of the user's rows.

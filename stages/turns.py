@@ -2,7 +2,8 @@
 
 A replica's torch threads all work on one request at a time. Beside each other, requests evict each
 other's rows from the caches, wait for Python's lock, and all finish late; in turn, the first ones
-finish early and each costs less. What only waits, such as a read of memory, needs no turn.
+finish early and each costs less. What only waits, such as a read of memory, needs no turn, and who
+was cancelled while waiting takes none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from stages.executor import nobody_waits
 
 
 class TurnMissedError(RuntimeError):
@@ -36,11 +39,13 @@ class Turns:
         """Wait for a turn, until ``deadline_ms`` (wall clock), and keep it for the block.
 
         Raises:
-            TurnMissedError: the deadline passed.
+            TurnMissedError: the deadline passed, or nobody waits for the result any more.
         """
         if not self._take(deadline_ms / 1000 - time.time()):
             raise TurnMissedError("its time was over before its turn to be computed came")
         try:
+            if nobody_waits():
+                raise TurnMissedError("it was cancelled before its turn to be computed came")
             yield
         finally:
             self._pass_on()
@@ -54,13 +59,22 @@ class Turns:
                 return True
             mine = threading.Event()
             self._waiting.append(mine)
-        if mine.wait(left_s):
-            return True
-        with self._lock:
-            if mine.is_set():  # it came in the last moment
+        try:
+            if mine.wait(min(left_s, threading.TIMEOUT_MAX)):
                 return True
+        except BaseException:
+            if not self._leave(mine):
+                self._pass_on()
+            raise
+        return not self._leave(mine)
+
+    def _leave(self, mine: threading.Event) -> bool:
+        """Stop waiting; false when the turn came in the last moment."""
+        with self._lock:
+            if mine.is_set():
+                return False
             self._waiting.remove(mine)
-            return False
+            return True
 
     def _pass_on(self) -> None:
         with self._lock:

@@ -25,11 +25,14 @@ from cache_actors.pool.shard_reader import ShardReader
 from cache_actors.pool.shard_tier import connect_tier
 from cache_actors.pool.shard_watch import ShardWatch
 from cache_actors.pool.staleness import UNBOUNDED, NewestStep, StalenessBound
-from cache_actors.store.errors import MemoryStoreError
+from cache_actors.store.errors import MemoryStoreAbsentError, MemoryStoreError
 from cache_actors.store.row_checks import check_rows
 from marm.memory import RAW_STEP, Namespace, UserRows
 
 logger = logging.getLogger(__name__)
+
+_PASSING = (MemoryUnavailable, MemoryStoreAbsentError)
+"""Raised while a shard restarts, and when its files are mapped anew just now."""
 
 
 class MemoryClient:
@@ -93,15 +96,18 @@ class MemoryClient:
 
         A shard that restarts is asked again. Raises `MemoryUnavailable` if it does not answer for
         ``read_timeout_s``, `MemoryStoreError` if its store cannot be read."""
+        question = self._question(user_ids, n, before_ms, layers)
+        began_s = time.perf_counter()
         deadline = time.monotonic() + self._read_timeout_s
         while True:
-            answer = self._ask(user_ids, n, before_ms, layers, deadline - time.monotonic())
+            answer = self._reads.lookup(question, deadline - time.monotonic())
             if not answer.failures:
+                self._metrics.read(time.perf_counter() - began_s, answer.found.rows.rows)
                 return self._counted(answer)
-            problem = answer.failures[0][1]
-            is_passing = isinstance(problem, MemoryUnavailable)
-            if not is_passing or time.monotonic() + RETRY_PAUSE_S >= deadline:
-                raise problem
+            problems = [problem for _, problem in answer.failures]
+            lasting = [each for each in problems if not isinstance(each, _PASSING)]
+            if lasting or time.monotonic() + RETRY_PAUSE_S >= deadline:
+                raise (lasting or problems)[0]
             time.sleep(RETRY_PAUSE_S)
 
     def fetch_available(

@@ -177,7 +177,8 @@ class ShardReader:
                 with contextlib.suppress(MemoryStoreError):  # its process tells more of it
                     path = pool.store_directory(shard, member.replica)
                     self._map(member.replica, path, member.generation)
-                return
+                if self._mapped is not None:
+                    return
 
     def _map(self, replica: int, path: Path, generation: str) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from serving_models import wait_until
 
+from stages.executor import StageThreads
 from stages.turns import TurnMissedError, Turns
 
 
@@ -98,3 +100,42 @@ def test_a_turn_that_failed_is_passed_on(threads):
         raise ValueError("broken")
     with turns.turn(in_ms(MINUTE_MS)):
         assert turns.num_waiting == 0
+
+
+def test_any_deadline_will_do_and_a_turn_is_never_lost(threads):
+    work = Work(Turns())
+    first = threads.submit(work.run, 0)
+    wait_until(lambda: work.done == [0])
+    patient = threads.submit(work.run, 1, 1e18)
+    wait_until(lambda: work.turns.num_waiting == 1)
+    work.go_on.set()
+    first.result(30)
+    patient.result(30)
+    work.run(2)
+    assert work.done == [0, 1, 2]
+
+
+def test_who_was_cancelled_while_waiting_takes_no_turn():
+    async def scenario() -> list[str]:
+        turns, stage_threads = Turns(), StageThreads(3, "stage")
+        go_on, done = threading.Event(), []
+
+        def compute(name: str) -> None:
+            with turns.turn(in_ms(MINUTE_MS)):
+                done.append(name)
+                assert go_on.wait(30)
+
+        first = asyncio.create_task(stage_threads.run(compute, "first"))
+        await asyncio.to_thread(wait_until, lambda: done == ["first"])
+        goes = asyncio.create_task(stage_threads.run(compute, "goes"))
+        await asyncio.to_thread(wait_until, lambda: turns.num_waiting == 1)
+        stays = asyncio.create_task(stage_threads.run(compute, "stays"))
+        await asyncio.to_thread(wait_until, lambda: turns.num_waiting == 2)
+        goes.cancel()
+        await asyncio.gather(goes, return_exceptions=True)
+        go_on.set()
+        await asyncio.gather(first, stays)
+        await asyncio.to_thread(stage_threads.shutdown)
+        return done
+
+    assert asyncio.run(scenario()) == ["first", "stays"]
