@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marm.dense_attention import FusedAttention
 from marm.kernels.attention_code import Tiling, compile_attention
+from marm.kernels.checked_address import address_of
 from marm.kernels.native_code import host_registers
 
 _LOG2_E = math.log2(math.e)
@@ -50,7 +51,8 @@ class KernelAttention:
         """See `DenseAttention.attend`; keys and values lie alike in the CPU's memory.
 
         Raises:
-            ValueError: when they don't, for another head width or other numbers.
+            ValueError: when they don't, for another head width or other numbers, or when heads or
+                rows of keys, values and biases differ.
         """
         num_heads, num_candidates, width = q_HME.shape
         if width != self._width:
@@ -58,22 +60,37 @@ class KernelAttention:
         if any(x.dtype != self.dtype for x in (q_HME, k_HNE, v_HNE)):
             kinds = f"{q_HME.dtype}, {k_HNE.dtype} and {v_HNE.dtype}"
             raise ValueError(f"this kernel reads {self.dtype}, got {kinds}; convert them first")
+        num_rows = k_HNE.shape[1]
+        if bias_HN.shape != (num_heads, num_rows) or num_rows == 0:
+            raise ValueError(
+                f"biases must be of {num_heads} heads and of the {num_rows} rows of the keys, the "
+                f"null key among them; got {tuple(bias_HN.shape)}"
+            )
+        strides, rows_shape = _strides(k_HNE, v_HNE), (num_heads, num_rows, width)
+        keys = address_of("keys", k_HNE, rows_shape, strides=(*strides, 1))
+        values = address_of("values", v_HNE, rows_shape, strides=(*strides, 1))
         if num_candidates == 0:
             return torch.empty_like(q_HME)
         queries = self._tiled(q_HME)
         num_tiles = queries.shape[1]
+        bias_HN = bias_HN.float()
         powers_HN = ((bias_HN - bias_HN[:, -1:]) * _LOG2_E).contiguous()
         out = torch.empty_like(queries)
         sums = queries.new_empty((num_heads, num_tiles, self._tile))
         at_once, per_head = _shares(num_heads, num_tiles)
         self._run(
             num_heads * per_head,
-            *(x.data_ptr() for x in (queries, k_HNE, v_HNE, powers_HN, out, sums)),
-            k_HNE.shape[1],
+            address_of("queries", queries, (num_heads, num_tiles, width, self._tile)),
+            keys,
+            values,
+            address_of("biases", powers_HN, (num_heads, num_rows)),
+            address_of("outputs", out, tuple(queries.shape)),
+            address_of("sums", sums, (num_heads, num_tiles, self._tile)),
+            num_rows,
             num_tiles,
             at_once,
             per_head,
-            *_strides(k_HNE, v_HNE),
+            *strides,
         )
         smallest, largest = (float(x) for x in sums.aminmax())
         if not (smallest > _SMALLEST_SUM and largest < _LARGEST_SUM):

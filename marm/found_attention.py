@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from marm.kernels.checked_address import address_of
 from marm.kernels.found_code import TASK_CANDIDATES, FoundShape, compile_found
 from marm.kernels.native_code import host_registers
 from marm.search import Found
@@ -71,23 +72,50 @@ class FoundKernel:
         self._shape = shape
 
     def attend(self, q_MD: Tensor, rows: SearchedRows, found: Found) -> Tensor:
-        """See `FoundAttention.attend`; all arrays are contiguous."""
+        """See `FoundAttention.attend`.
+
+        Raises:
+            ValueError: when keys or values are not contiguous, shapes or kinds of numbers do not
+                fit each other, or a position is of no row, also one that doesn't count.
+        """
         num_candidates, num_found = found.position.shape
+        num_rows, dim = len(rows.k_ND), self._shape.dim
         num_heads, padded = self._shape.num_heads, self._shape.padded(num_found)
+        _check_positions(found.position, num_rows)
         queries = (q_MD * _LOG2_E).contiguous()
-        bias, null = rows.bias_NH * _LOG2_E, rows.null_H * _LOG2_E
+        bias = (rows.bias_NH.float() * _LOG2_E).contiguous()
+        null = (rows.null_H.float() * _LOG2_E).contiguous()
         position, valid = found.position.contiguous(), found.valid.contiguous()
         scratch = queries.new_empty((num_candidates, num_heads, padded))
         out = torch.empty_like(queries)
-        used = (queries, rows.k_ND, rows.v_ND, bias, null, position, valid, scratch, out)
         self._run(
             -(-num_candidates // TASK_CANDIDATES),
-            *(x.data_ptr() for x in used),
+            address_of("queries", queries, (num_candidates, dim)),
+            address_of("keys", rows.k_ND, (num_rows, dim)),
+            address_of("values", rows.v_ND, (num_rows, dim)),
+            address_of("biases", bias, (num_rows, num_heads)),
+            address_of("null logits", null, (num_heads,)),
+            address_of("positions", position, (num_candidates, num_found), torch.int64),
+            address_of("validity", valid, (num_candidates, num_found), torch.bool),
+            address_of("scratch", scratch, (num_candidates, num_heads, padded)),
+            address_of("outputs", out, (num_candidates, dim)),
             num_candidates,
             num_found,
             padded,
         )
         return out
+
+
+def _check_positions(position_MK: Tensor, num_rows: int) -> None:
+    """Tens of microseconds, beside milliseconds of attention: memory is read at these places."""
+    if position_MK.numel() == 0:
+        return
+    least, greatest = (int(x) for x in position_MK.aminmax())
+    if least < 0 or greatest >= num_rows:
+        raise ValueError(
+            f"positions must be of one of {num_rows} rows, got {least} to {greatest}; rows that do "
+            "not count need a position too"
+        )
 
 
 def found_attention(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from marm.kernels.checked_address import address_of
 from marm.kernels.highest_code import TASK_ROWS, compile_highest
 from marm.kernels.native_code import host_registers
 
@@ -20,7 +21,12 @@ def highest(scores_MN: Tensor, k: int) -> Tensor:
     """Positions of the ``k`` highest scores of each candidate, ``[M, k]``, in no order.
 
     NaN counts as the highest. Among equal scores any may be taken.
+
+    Raises:
+        ValueError: unless ``k`` is between 0 and the number of scores.
     """
+    if not 0 <= k <= scores_MN.shape[1]:
+        raise ValueError(f"there are no {k} highest of {scores_MN.shape[1]} scores")
     registers = host_registers() if scores_MN.device.type == "cpu" else None
     if (
         registers is None
@@ -29,11 +35,11 @@ def highest(scores_MN: Tensor, k: int) -> Tensor:
     ):
         return highest_grouped(scores_MN, k)
     scores_MN = scores_MN.contiguous()
-    position = torch.empty((len(scores_MN), k), dtype=torch.int64)
+    position = torch.empty((len(scores_MN), k), dtype=torch.int64, device=scores_MN.device)
     compile_highest(registers.lanes)(
         -(-len(scores_MN) // TASK_ROWS),
-        scores_MN.data_ptr(),
-        position.data_ptr(),
+        address_of("scores", scores_MN, tuple(scores_MN.shape)),
+        address_of("positions", position, (len(scores_MN), k), torch.int64),
         *scores_MN.shape,
         k,
     )

@@ -17,6 +17,9 @@ _MODELS: dict[str, type[Ranker] | type[Cascader] | type[Retriever]] = {
     "retrieval": Retriever,
 }
 
+_TRAINERS_BUFFERS = frozenset({"squared_gradient"})
+"""Unsaved buffers that only training reads, and that begin as zeros."""
+
 
 def build_model(config: ModelConfig) -> Model:
     """A freshly initialised model of ``config.stage``."""
@@ -27,14 +30,25 @@ def build_unfilled(config: ModelConfig) -> Model:
     """The same without values, for weights that come from elsewhere: nothing is drawn at random.
 
     Parameters and saved buffers are on torch's meta device until
-    ``load_state_dict(weights, assign=True)``; buffers that are not saved are zeros.
+    ``load_state_dict(weights, assign=True)``; buffers of the trainer's, which are not saved, are
+    zeros.
+
+    Raises:
+        RuntimeError: when the model has other buffers that are not saved: their values are unknown.
     """
     with torch.device("meta"):
         model = build_model(config)
     saved = set(model.state_dict())
     for path, module in model.named_modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
-            if (f"{path}.{name}" if path else name) not in saved:
+            full_name = f"{path}.{name}" if path else name
+            if full_name not in saved:
+                if name not in _TRAINERS_BUFFERS:
+                    raise RuntimeError(
+                        f"buffer {full_name} is not saved, so that its values are unknown; save "
+                        "it, or if it is only the trainer's and begins as zeros, name it in "
+                        "_TRAINERS_BUFFERS"
+                    )
                 zeros = torch.zeros_like(buffer, device="cpu")
                 module.register_buffer(name, zeros, persistent=False)
     return model

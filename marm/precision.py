@@ -53,7 +53,7 @@ class FullPrecision(Precision):
         large_product = _onednn_linear() if is_large else None
         if large_product is None:
             return super().linear(x, weight, bias)
-        product: Tensor = large_product(x.contiguous(), weight, bias, "none", [], "")
+        product: Tensor = large_product(x.to(self.dtype).contiguous(), weight, bias, "none", [], "")
         return product
 
     def attention(self, head_width: int, device: torch.device) -> DenseAttention:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from marm.kernels.checked_address import address_of
 from marm.kernels.native_code import host_registers
 from marm.kernels.projection_code import BLOCK_ROWS, ProjectionShape, compile_projection
 from marm.key_inputs import KeyInputs, blocks
@@ -47,7 +48,7 @@ class ProjectionKernel:
     def __init__(
         self, weight: Tensor, norms: Sequence[nn.LayerNorm], shape: ProjectionShape
     ) -> None:
-        self._run = compile_projection(shape)
+        self._run, self._shape = compile_projection(shape), shape
         weight_2DC = weight.detach()
         scale_C = torch.cat([norm.weight.detach() for norm in norms])
         bias_C = torch.cat([norm.bias.detach() for norm in norms])
@@ -56,15 +57,32 @@ class ProjectionKernel:
         self._offset = (weight_2DC.double() @ bias_C.double()).float()
 
     def project(self, keys: KeyInputs, out_2ND: Tensor) -> None:
-        """See `RowProjection.project`; each half of ``out`` is contiguous."""
-        sources = [source.float() for source in keys.sources()]
-        sources = [x if x.stride(1) == 1 else x.contiguous() for x in sources]
-        places = [number for x in sources for number in (x.data_ptr(), x.stride(0))]
+        """See `RowProjection.project`; each half of ``out`` is contiguous.
+
+        Raises:
+            ValueError: when it is not, or when sources or ``out`` have other shapes than the norms
+                and the weight, or ``out`` is not in single precision.
+        """
+        sources, widths = keys.sources(), self._shape.sources
+        if len(sources) != len(widths):
+            raise ValueError(f"key inputs must have {len(widths)} sources, got {len(sources)}")
+        sources = [source.float() for source in sources]
+        sources = [x if x.stride(-1) == 1 else x.contiguous() for x in sources]
+        num_rows, columns, apart = len(keys), self._shape.columns, out_2ND.stride(0)
+        if apart < num_rows * columns:
+            raise ValueError(f"the halves of out lie {apart} numbers apart, so that they overlap")
+        places = []
+        for i, (x, width) in enumerate(zip(sources, widths, strict=True)):
+            strides = (x.stride(0), 1)
+            places += [address_of(f"source {i}", x, (num_rows, width), strides=strides), strides[0]]
+        shape, strides_out = (self._shape.products, num_rows, columns), (apart, columns, 1)
         self._run(
-            -(-len(keys) // BLOCK_ROWS),
-            *(x.data_ptr() for x in (self._weight, self._offset, out_2ND)),
-            len(keys),
-            out_2ND.stride(0),
+            -(-num_rows // BLOCK_ROWS),
+            self._weight.data_ptr(),
+            self._offset.data_ptr(),
+            address_of("out", out_2ND, shape, strides=strides_out),
+            num_rows,
+            apart,
             *places,
         )
 

@@ -39,6 +39,11 @@ class FoundShape:
             return None
         return FoundShape(num_heads, vectors, registers.lanes)
 
+    @property
+    def dim(self) -> int:
+        """Width of a row, D."""
+        return self.num_heads * self.head_vectors * self.lanes
+
     def padded(self, num_found: int) -> int:
         """Length of a head's logits: those of the found rows and the null key, whole vectors."""
         return (num_found // self.lanes + 1) * self.lanes
@@ -60,7 +65,7 @@ class _Found:
     def __init__(self, shape: FoundShape) -> None:
         self._shape = shape
         self._vectors = shape.num_heads * shape.head_vectors
-        self._dim = self._vectors * shape.lanes
+        self._dim = shape.dim
 
     def task(self, code: VectorCode, values: Sequence[ir.Value]) -> None:
         build, num_heads = code.build, self._shape.num_heads

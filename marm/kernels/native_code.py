@@ -1,12 +1,16 @@
 """Compiling kernels for the CPU at hand, and running them on torch's threads.
 
 llvmlite carries its own compiler; nothing else needs to be installed. A kernel takes a fraction of
-a second and is kept for the life of the process.
+a second and is kept for the life of the process. After a fork a kernel on several threads hangs in
+the child, as torch's own operators do.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import mmap
+import os
 import platform
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +20,12 @@ from functools import cache
 import torch
 from llvmlite import binding, ir
 
-from marm.kernels.vector_code import I64, VectorCode
+from marm.kernels.vector_code import F32, I64, VectorCode
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "MARM_KERNELS"
+"""Environment variable: ``off`` leaves everything to torch."""
 
 TASKS, NEXT_TASK = 0, 1
 """Positions of the two arguments that every kernel has: number of tasks, and 0."""
@@ -34,13 +43,71 @@ class Registers:
 
 @cache
 def host_registers() -> Registers | None:
-    """Those of this CPU; None when it lacks fused multiply-add, which kernels are made of."""
+    """Those that kernels use in this process; None when no kernel can run, so that torch computes.
+
+    That is on a CPU without fused multiply-add, where a first small kernel can't be compiled or
+    computes something else (which is logged once), and with ``MARM_KERNELS=off``.
+
+    Raises:
+        ValueError: when that variable is neither ``on`` nor ``off``.
+    """
+    switch = os.environ.get(SWITCH, "on")
+    if switch not in ("on", "off"):
+        raise ValueError(f"{SWITCH} must be on or off, got {switch!r}")
+    if switch == "off":
+        return None
+    try:
+        registers = _cpu_registers()
+        if registers is not None:
+            _try_out(registers)
+    except (OSError, RuntimeError) as error:
+        logger.warning("kernels can't run here, torch computes instead, slower: %s", error)
+        return None
+    return registers
+
+
+def _cpu_registers() -> Registers | None:
     features = binding.get_host_cpu_features()
     if features.get("avx512f", False):
         return Registers(16, 32)
     if features.get("avx2", False) and features.get("fma", False):
         return Registers(8, 16)
     return Registers(4, 32) if platform.machine() in ("aarch64", "arm64") else None
+
+
+def _try_out(registers: Registers) -> None:
+    """Compile a small kernel and run it.
+
+    Raises:
+        OSError: when the system forbids executable pages.
+        RuntimeError: when it can't be compiled, or is wrong.
+    """
+    _require_executable_pages()
+
+    def task(code: VectorCode, values: Sequence[ir.Value]) -> None:
+        place = code.build.inttoptr(values[1], F32.as_pointer())
+        x = code.load(place)
+        code.store(code.multiply_add(x, x, x), place)
+
+    numbers = (ctypes.c_float * registers.lanes)(*range(registers.lanes))
+    NativeKernel(task, 1, registers.lanes)(1, ctypes.addressof(numbers))
+    if list(numbers) != [i * i + i for i in range(registers.lanes)]:
+        raise RuntimeError(f"a kernel of {registers.lanes} lanes computed {list(numbers)}")
+
+
+def _require_executable_pages() -> None:
+    """LLVM doesn't look whether it got them: without, the first call would end the process."""
+    if os.name != "posix":
+        return
+    with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as page:
+        start = ctypes.c_char.from_buffer(page)
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        failed = protect(ctypes.addressof(start), len(page), mmap.PROT_READ | mmap.PROT_EXEC)
+        number = ctypes.get_errno()
+        del start
+    if failed:
+        raise OSError(number, f"no executable pages ({os.strerror(number)})")
 
 
 class NativeKernel:
@@ -69,8 +136,12 @@ class NativeKernel:
 
         Arguments are counts, strides and addresses; what is there must live until this returns.
         Python's lock is free meanwhile, and any number of threads may call at once.
+
+        Raises:
+            TypeError: for another number of arguments.
         """
-        assert len(arguments) == self._arity
+        if len(arguments) != self._arity:
+            raise TypeError(f"this kernel takes {self._arity} arguments, got {len(arguments)}")
         values = (ctypes.c_int64 * (2 + len(arguments)))(num_tasks, 0, *arguments)
         # All of torch's threads, or one: a smaller team would end the others, to be started again.
         num_threads = torch.get_num_threads() if num_tasks > 1 else 1

@@ -149,6 +149,13 @@ def test_layers_whose_vectors_were_not_read_have_no_rows() -> None:
     assert_agree(fast, plain_outputs(attention, query, history), FullPrecision())
 
 
+@pytest.mark.parametrize("num_rows", [3, 100], ids=["few rows", "many rows"])
+def test_linear_maps_convert_what_they_are_given(num_rows: int) -> None:
+    x, weight = torch.randn(num_rows, 8, dtype=torch.float64), torch.randn(600, 8)
+    got = FullPrecision().linear(x, weight)
+    torch.testing.assert_close(got, x.float() @ weight.t(), rtol=1e-5, atol=1e-5)
+
+
 def test_queries_may_be_as_wide_as_the_attention() -> None:
     attention = attention_of(1, 2, dim=FEATURES)
     history = history_of(20, 1, dim=FEATURES)

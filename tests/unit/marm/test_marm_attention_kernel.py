@@ -126,6 +126,26 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
         kernel.attend(q, k.mT.contiguous().mT, v.mT.contiguous().mT, bias)
     with pytest.raises(ValueError, match=r"reads torch\.float32, got .*bfloat16"):
         kernel.attend(q, k.bfloat16(), v.bfloat16(), bias)
+    with pytest.raises(ValueError, match="biases must be of 2 heads and of the 9 rows"):
+        kernel.attend(q, k, v, bias[:, :-1])
+    with pytest.raises(ValueError, match="biases must be of 2 heads and of the 9 rows"):
+        kernel.attend(q, k, v, bias[:1])
+    with pytest.raises(ValueError, match="the null key among them"):
+        kernel.attend(q, k[:, :0], v[:, :0], bias[:, :0])
+    with pytest.raises(ValueError, match=r"values must be .* of shape \(2, 9, 16\)"):
+        kernel.attend(q, k, v[:, :-1], bias)
+    with pytest.raises(ValueError, match=r"keys must be .* of shape \(2, 9, 16\)"):
+        kernel.attend(q, k[:1], v[:1], bias)
+    with pytest.raises(ValueError, match=r"keys must be .* on the CPU"):
+        kernel.attend(q, *torch.empty(2, 9, 2, 16, device="meta").transpose(1, 2), bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_biases_may_be_other_numbers(dtype: torch.dtype) -> None:
+    q, k, v, bias = random_case(5, 9)
+    bias = bias.to(dtype)
+    case = q, k, v, bias
+    assert_right(KernelAttention(16, TILINGS[0]).attend(*case), case)
 
 
 def test_a_cpu_without_the_instructions_takes_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from marm.found_attention import (
     FoundKernel,
@@ -69,6 +73,67 @@ def test_nan_in_is_nan_out() -> None:
     expected = GatheredAttention().attend(q_MD, rows, found).isnan()
     assert torch.equal(kernel.attend(q_MD, rows, found).isnan(), expected)
     assert expected[0, :16].all()
+
+
+def test_biases_that_lie_otherwise_are_read() -> None:
+    rows, found = random_rows(30, 2, 16), random_found(3, 5, 30)
+    kernel, q_MD = found_attention(2, 16, torch.float32, CPU), torch.randn(3, 32)
+    other = replace(rows, bias_NH=rows.bias_NH.t().contiguous().t().double())
+    got, expected = (kernel.attend(q_MD, of, found) for of in (other, rows))
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("k_ND", lambda x: x[:-1], "positions must be|values must be"),
+        ("k_ND", lambda x: x.double(), "keys must be torch.float32"),
+        ("k_ND", lambda x: x.t().contiguous().t(), "keys must be .* contiguous"),
+        ("k_ND", lambda x: x.to("meta"), "keys must be .* on the CPU"),
+        ("v_ND", lambda x: x[:-1], "values must be"),
+        ("v_ND", lambda x: x.bfloat16(), "values must be torch.float32"),
+        ("v_ND", lambda x: x[:, :16], "values must be"),
+        ("bias_NH", lambda x: x[:-1], "biases must be"),
+        ("null_H", lambda x: x[:1], "null logits must be"),
+    ],
+)
+def test_rows_that_the_kernel_cannot_read_are_refused(
+    name: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    rows, found = random_rows(30, 2, 16), random_found(3, 5, 30)
+    changed = replace(rows, **{name: change(getattr(rows, name))})
+    kernel = found_attention(2, 16, torch.float32, CPU)
+    assert isinstance(kernel, FoundKernel)
+    with pytest.raises(ValueError, match=message):
+        kernel.attend(torch.randn(3, 32), changed, found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda it: replace(it, position=it.position.int()), "positions must be torch.int64"),
+        (lambda it: replace(it, position=it.position + 30), "positions must be of one of 30 rows"),
+        (lambda it: replace(it, position=it.position - 30), "positions must be of one of 30 rows"),
+        (lambda it: replace(it, position=it.position[:2]), "queries must be"),
+        (lambda it: replace(it, valid=it.valid.long()), "validity must be torch.bool"),
+        (lambda it: replace(it, valid=it.valid[:, :-1]), "validity must be"),
+    ],
+)
+def test_positions_that_the_kernel_cannot_follow_are_refused(
+    change: Callable[[Found], Found], message: str
+) -> None:
+    rows, found = random_rows(30, 2, 16), random_found(3, 5, 30)
+    kernel = found_attention(2, 16, torch.float32, CPU)
+    with pytest.raises(ValueError, match=message):
+        kernel.attend(torch.randn(3, 32), rows, change(found))
+
+
+def test_queries_that_the_kernel_cannot_read_are_refused() -> None:
+    rows, found = random_rows(30, 2, 16), random_found(3, 5, 30)
+    kernel = found_attention(2, 16, torch.float32, CPU)
+    for queries in (torch.randn(3, 16), torch.randn(3, 32).double()):
+        with pytest.raises(ValueError, match="queries must be"):
+            kernel.attend(queries, rows, found)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,28 @@ def test_ties_and_extremes(values: list[float], way: Callable[[Tensor, int], Ten
         torch.testing.assert_close(scores_found(way, scores, k), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("num_rows", [3, 40])
+@pytest.mark.parametrize("more", [1, 5])
+def test_more_than_there_are_is_refused(num_rows: int, more: int) -> None:
+    with pytest.raises(ValueError, match=f"no {num_rows + more} highest of {num_rows}"):
+        highest(torch.randn(2, num_rows), num_rows + more)
+    with pytest.raises(ValueError, match=f"no -1 highest of {num_rows}"):
+        highest(torch.randn(2, num_rows), -1)
+
+
+@pytest.mark.parametrize("num_rows", [0, 3, 40])
+def test_none_may_be_asked_for(num_rows: int) -> None:
+    assert highest(torch.randn(2, num_rows), 0).shape == (2, 0)
+
+
+def test_positions_are_where_the_scores_are() -> None:
+    with torch.device("meta"):
+        elsewhere = torch.zeros(2, 40)
+        position = highest(torch.randn(2, 40, device="cpu"), 3)
+    assert position.device == torch.device("cpu")
+    assert highest(elsewhere, 3).is_meta
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_nan_is_found_first(sign: float) -> None:
     scores = torch.randn(3, 200)

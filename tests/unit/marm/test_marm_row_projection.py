@@ -33,6 +33,17 @@ class Sources(GivenKeys):
         return self._parts
 
 
+class Given(GivenKeys):
+    """Sources alone, whatever they are."""
+
+    def __init__(self, num_rows: int, parts: list[Tensor]) -> None:
+        super().__init__(torch.empty(num_rows, 0))
+        self._parts = parts
+
+    def sources(self) -> list[Tensor]:
+        return self._parts
+
+
 def norms_of(widths: list[int], eps: float = 1e-5) -> list[nn.LayerNorm]:
     norms = [nn.LayerNorm(width, eps) for width in widths]
     for norm in norms:
@@ -64,10 +75,45 @@ def test_other_numbers_than_single_precision_are_read() -> None:
     projection = row_projection(weight, norms, FullPrecision())
     assert isinstance(projection, ProjectionKernel)
     got, expected = torch.empty(2, 30, DIM), torch.empty(2, 30, DIM)
-    keys = Sources([source.float()], norms)
-    BlockedProjection(weight, FullPrecision()).project(keys, expected)
-    projection.project(Sources([source.float()], norms), got)
+    BlockedProjection(weight, FullPrecision()).project(Sources([source.float()], norms), expected)
+    projection.project(Given(30, [source]), got)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([torch.zeros(30, 16)], "must have 2 sources, got 1"),
+        ([torch.zeros(30, 16)] * 3, "must have 2 sources, got 3"),
+        ([torch.zeros(30, 16), torch.zeros(30, 16)], "source 1 must be"),
+        ([torch.zeros(29, 16), torch.zeros(30, 32)], "source 0 must be"),
+        ([torch.zeros(30, 16), torch.zeros(30, 32, device="meta")], "source 1 must be .* the CPU"),
+    ],
+)
+def test_sources_that_do_not_fit_the_norms_are_refused(parts: list[Tensor], message: str) -> None:
+    projection = row_projection(torch.randn(2 * DIM, 48), norms_of([16, 32]), FullPrecision())
+    assert isinstance(projection, ProjectionKernel)
+    with pytest.raises(ValueError, match=message):
+        projection.project(Given(30, parts), torch.empty(2, 30, DIM))
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (torch.empty(2, 29, DIM), "overlap|out must be"),
+        (torch.empty(2, 31, DIM), "out must be"),
+        (torch.empty(3, 30, DIM), "out must be"),
+        (torch.empty(2, 30, DIM + 1)[:, :, :-1], "out must be"),
+        (torch.empty(2, DIM, 30).transpose(1, 2), "out must be"),
+        (torch.empty(2, 30, DIM, dtype=torch.float64), "out must be torch.float32"),
+        (torch.empty(1, 30, DIM).expand(2, -1, -1), "overlap"),
+        (torch.empty(2, 30, DIM, device="meta"), "out must be .* on the CPU"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_refused(out: Tensor, message: str) -> None:
+    projection = row_projection(torch.randn(2 * DIM, 16), norms_of([16]), FullPrecision())
+    with pytest.raises(ValueError, match=message):
+        projection.project(Given(30, [torch.randn(30, 16)]), out)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

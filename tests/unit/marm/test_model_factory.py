@@ -6,7 +6,9 @@ import pytest
 import torch
 from serving_models import small_config
 
+from marm import model_factory
 from marm.model_factory import build_model, build_unfilled
+from marm.ranker import Ranker
 
 
 @pytest.mark.parametrize("stage", ["retrieval", "cascading", "ranking"])
@@ -26,3 +28,17 @@ def test_an_unfilled_model_is_the_same_once_it_has_the_weights(stage):
     ):
         assert name == other
         assert torch.equal(full, filled), name
+
+
+class WithUnsavedBuffer(Ranker):
+    """A model whose scores would need what a checkpoint doesn't have."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("unsaved", torch.ones(3), persistent=False)
+
+
+def test_an_unsaved_buffer_that_is_not_the_trainers_is_refused(monkeypatch):
+    monkeypatch.setitem(model_factory._MODELS, "ranking", WithUnsavedBuffer)
+    with pytest.raises(RuntimeError, match="buffer unsaved is not saved"):
+        build_unfilled(small_config("ranking"))
