@@ -7,8 +7,9 @@ import os
 import sys
 import threading
 
-LOADER_NICE = 10
-"""Niceness of a loading thread: about a tenth of the share of a thread that answers requests."""
+LOADER_NICE = 19
+"""Niceness of a loading thread, the highest: where threads that answer requests want all of the CPU,
+it gets a hundredth of it."""
 
 
 def lower_priority(nice: int = LOADER_NICE) -> None:
