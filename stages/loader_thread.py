@@ -8,8 +8,8 @@ import sys
 import threading
 
 LOADER_NICE = 19
-"""Niceness of a loading thread, the highest: where threads that answer requests want all of the CPU,
-it gets a hundredth of it."""
+"""Niceness of a loading thread, the highest: where threads that answer requests want all of the
+CPU, it gets a hundredth of it."""
 
 
 def lower_priority(nice: int = LOADER_NICE) -> None:
