@@ -8,8 +8,6 @@ Shape legend: M candidates, N rows (the last of which is the null key), H heads,
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,8 +15,7 @@ from marm.dense_attention import FusedAttention
 from marm.kernels.attention_code import Tiling, compile_attention
 from marm.kernels.checked_address import address_of
 from marm.kernels.native_code import host_registers
-
-_LOG2_E = math.log2(math.e)
+from marm.kernels.vector_code import LOG2_E
 
 _SMALLEST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**90
 """Sums of weights between these were formed without anything that overflowed or vanished."""
@@ -74,7 +71,7 @@ class KernelAttention:
         queries = self._tiled(q_HME)
         num_tiles = queries.shape[1]
         bias_HN = bias_HN.float()
-        powers_HN = ((bias_HN - bias_HN[:, -1:]) * _LOG2_E).contiguous()
+        powers_HN = ((bias_HN - bias_HN[:, -1:]) * LOG2_E).contiguous()
         out = torch.empty_like(queries)
         sums = queries.new_empty((num_heads, num_tiles, self._tile))
         at_once, per_head = _shares(num_heads, num_tiles)
@@ -105,7 +102,7 @@ class KernelAttention:
         num_heads, num_candidates, width = q_HME.shape
         padded = -(-num_candidates // self._tile) * self._tile
         whole = q_HME.new_zeros((num_heads, padded, width))
-        torch.mul(q_HME, _LOG2_E, out=whole[:, :num_candidates])
+        torch.mul(q_HME, LOG2_E, out=whole[:, :num_candidates])
         return whole.view(num_heads, -1, self._tile, width).transpose(2, 3).contiguous()
 
 

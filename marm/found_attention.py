@@ -5,7 +5,6 @@ Shape legend: M candidates, K found rows of each, N rows, H heads, E head width,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from marm.kernels.checked_address import address_of
 from marm.kernels.found_code import TASK_CANDIDATES, FoundShape, compile_found
 from marm.kernels.native_code import host_registers
+from marm.kernels.vector_code import LOG2_E
 from marm.search import Found
-
-_LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,9 @@ class FoundKernel:
         num_rows, dim = len(rows.k_ND), self._shape.dim
         num_heads, padded = self._shape.num_heads, self._shape.padded(num_found)
         _check_positions(found.position, num_rows)
-        queries = (q_MD * _LOG2_E).contiguous()
-        bias = (rows.bias_NH.float() * _LOG2_E).contiguous()
-        null = (rows.null_H.float() * _LOG2_E).contiguous()
+        queries = (q_MD * LOG2_E).contiguous()
+        bias = (rows.bias_NH.float() * LOG2_E).contiguous()
+        null = (rows.null_H.float() * LOG2_E).contiguous()
         position, valid = found.position.contiguous(), found.valid.contiguous()
         scratch = queries.new_empty((num_candidates, num_heads, padded))
         out = torch.empty_like(queries)

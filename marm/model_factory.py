@@ -38,17 +38,16 @@ def build_unfilled(config: ModelConfig) -> Model:
     """
     with torch.device("meta"):
         model = build_model(config)
-    saved = set(model.state_dict())
-    for path, module in model.named_modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            full_name = f"{path}.{name}" if path else name
-            if full_name not in saved:
-                if name not in _TRAINERS_BUFFERS:
-                    raise RuntimeError(
-                        f"buffer {full_name} is not saved, so that its values are unknown; save "
-                        "it, or if it is only the trainer's and begins as zeros, name it in "
-                        "_TRAINERS_BUFFERS"
-                    )
-                zeros = torch.zeros_like(buffer, device="cpu")
-                module.register_buffer(name, zeros, persistent=False)
+    saved = model.state_dict()
+    for full_name, buffer in list(model.named_buffers()):
+        if full_name in saved:
+            continue
+        path, _, name = full_name.rpartition(".")
+        if name not in _TRAINERS_BUFFERS:
+            raise RuntimeError(
+                f"buffer {full_name} is not saved, so that its values are unknown; save it, or if "
+                "it is only the trainer's and begins as zeros, name it in _TRAINERS_BUFFERS"
+            )
+        zeros = torch.zeros_like(buffer, device="cpu")
+        model.get_submodule(path).register_buffer(name, zeros, persistent=False)
     return model

@@ -19,7 +19,7 @@ from stages.cascading import CascadingStage
 from stages.history import MemoryReader
 from stages.index_args import IndexArgs
 from stages.index_build import build_item_index
-from stages.models import CascadingModel, RankingModel, RetrievalModel
+from stages.models import RetrievalModel, ScoringModel
 from stages.popular import PopularItems
 from stages.ranking import RankingStage
 from stages.retrieval import RetrievalStage
@@ -131,7 +131,7 @@ def build_cascading(
     """A cascading stage of a published version that scores as ``plan`` says; ``turns`` are those of
     the replica, which all of its versions share."""
     config = published_config(published, "cascading")
-    model = cast(CascadingModel, load_module(published, config, plan))
+    model = cast(ScoringModel, load_module(published, config, plan))
     return CascadingStage(
         variant=published.variant,
         version=published.version,
@@ -152,7 +152,7 @@ def build_ranking(
     """A ranking stage of a published version that scores as ``plan`` says; ``turns`` are those of
     the replica, which all of its versions share."""
     config = published_config(published, "ranking")
-    model = cast(RankingModel, load_module(published, config, plan))
+    model = cast(ScoringModel, load_module(published, config, plan))
     return RankingStage(
         variant=published.variant,
         version=published.version,

@@ -8,7 +8,7 @@ from marm.memory import Namespace
 from stages.fusion import best_first
 from stages.history import MemoryReader
 from stages.knobs import CascadingKnobs
-from stages.models import CascadingModel, check_scores
+from stages.models import ScoringModel, check_scores
 from stages.request import StageRequest, StageResult
 from stages.scoring import CandidateScorer
 from stages.turns import Turns
@@ -20,7 +20,7 @@ class CascadingStage:
 
     variant: str
     version: int
-    model: CascadingModel
+    model: ScoringModel
     memory: MemoryReader
     history_length: int
     depth: int

@@ -25,32 +25,13 @@ class RetrievalModel(Protocol):
 
 
 class ScoringModel(Protocol):
-    """A cascader or a ranker."""
+    """A cascader, with one score per candidate, or a ranker, with one prediction per candidate and
+    task."""
 
     def score(
         self, rows: UserRows, user_id: int, candidates: ItemFeatures, now_ms: int, context_id: int
     ) -> NDArray[np.float32]:
-        """Scores of all candidates, ``[M]`` or ``[M, T]``."""
-        ...
-
-
-class CascadingModel(Protocol):
-    """A cascader: one score per candidate."""
-
-    def score(
-        self, rows: UserRows, user_id: int, candidates: ItemFeatures, now_ms: int, context_id: int
-    ) -> NDArray[np.float32]:
-        """Scores of all candidates, ``[M]``."""
-        ...
-
-
-class RankingModel(Protocol):
-    """A ranker: one prediction per candidate and task."""
-
-    def score(
-        self, rows: UserRows, user_id: int, candidates: ItemFeatures, now_ms: int, context_id: int
-    ) -> NDArray[np.float32]:
-        """Probabilities, and seconds for watch time, ``[M, T]``."""
+        """``[M]``, or probabilities, and seconds for watch time, ``[M, T]``."""
         ...
 
 

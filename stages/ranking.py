@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from marm.memory import Namespace
 from stages.history import MemoryReader
 from stages.knobs import RankingKnobs
-from stages.models import RankingModel, check_scores
+from stages.models import ScoringModel, check_scores
 from stages.request import StageRequest, StageResult
 from stages.scoring import CandidateScorer
 from stages.turns import Turns
@@ -19,7 +19,7 @@ class RankingStage:
 
     variant: str
     version: int
-    model: RankingModel
+    model: ScoringModel
     memory: MemoryReader
     history_length: int
     depth: int

@@ -121,15 +121,6 @@ class StageResult:
         return len(self.candidates)
 
 
-def no_answer(
-    stage: StageName, variant: str, outcome: Outcome, request: StageRequest, reason: str
-) -> StageResult:
-    """What a stage says that gives no candidates."""
-    return StageResult(
-        stage, variant, outcome=outcome, num_in=len(request.candidates), reason=reason
-    )
-
-
 @dataclass(frozen=True)
 class StageStatus:
     """Whether a stage variant can serve, and with what.

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from marm.memory import Namespace
 from stages.knobs import StageKnobs
 from stages.live_model import LiveModel
-from stages.request import Outcome, StageName, StageRequest, StageResult, StageStatus, no_answer
+from stages.request import Outcome, StageName, StageRequest, StageResult, StageStatus
 from stages.turns import TurnMissedError
 
 logger = logging.getLogger("ray.serve")
@@ -109,4 +109,10 @@ class StageServer(Generic[K]):
         )
 
     def _refuse(self, outcome: Outcome, request: StageRequest, reason: str) -> StageResult:
-        return no_answer(self._stage, self._variant, outcome, request, reason)
+        return StageResult(
+            self._stage,
+            self._variant,
+            outcome=outcome,
+            num_in=len(request.candidates),
+            reason=reason,
+        )

@@ -102,8 +102,7 @@ class MemoryClient:
         while True:
             answer = self._reads.lookup(question, deadline - time.monotonic())
             if not answer.failures:
-                self._metrics.read(time.perf_counter() - began_s, answer.found.rows.rows)
-                return self._counted(answer)
+                return self._counted(answer, began_s)
             problems = [problem for _, problem in answer.failures]
             lasting = [each for each in problems if not isinstance(each, _PASSING)]
             if lasting or time.monotonic() + RETRY_PAUSE_S >= deadline:
@@ -122,11 +121,13 @@ class MemoryClient:
         """`fetch` of what can be had, and which users' shard failed, ``[U]``; they have no rows.
 
         ``timeout_s`` shortens the client's ``read_timeout_s`` for this call."""
-        answer = self._ask(user_ids, n, before_ms, layers, timeout_s)
+        question = self._question(user_ids, n, before_ms, layers)
+        began_s = time.perf_counter()
+        answer = self._reads.lookup(question, timeout_s)
         missing = np.zeros(len(answer.found.state), np.bool_)
         for positions, _ in answer.failures:
             missing[positions] = True
-        return self._counted(answer), missing
+        return self._counted(answer, began_s), missing
 
     def save(self, user_ids: NDArray[np.int64], rows: NDArray[np.void]) -> SaveAck:
         """See `marm.memory.Memory.save`. Returns at once unless too many saves are under way.
@@ -162,19 +163,6 @@ class MemoryClient:
     ) -> None:
         self.close()
 
-    def _ask(
-        self,
-        user_ids: NDArray[np.int64],
-        n: int,
-        before_ms: NDArray[np.int64] | None,
-        layers: int | None,
-        timeout_s: float | None = None,
-    ) -> PoolAnswer:
-        began_s = time.perf_counter()
-        answer = self._reads.lookup(self._question(user_ids, n, before_ms, layers), timeout_s)
-        self._metrics.read(time.perf_counter() - began_s, answer.found.rows.rows)
-        return answer
-
     def _question(
         self,
         user_ids: NDArray[np.int64],
@@ -195,8 +183,9 @@ class MemoryClient:
                 )
         return Question(user_ids, n, before_ms, layers)
 
-    def _counted(self, answer: PoolAnswer) -> UserRows:
-        """The rows of an answer as this reader may see them, counted."""
+    def _counted(self, answer: PoolAnswer, began_s: float) -> UserRows:
+        """The rows of an answer as this reader may see them, counted and timed."""
+        self._metrics.read(time.perf_counter() - began_s, answer.found.rows.rows)
         newest_step = self._newest.see(answer.found.rows.rows)
         rows, num_stale = self._staleness.apply(answer.found.rows, newest_step, time.time())
         memorised = int(np.count_nonzero(rows.rows["written_step"] != RAW_STEP))

@@ -6,6 +6,7 @@ a kernel says itself what is kept there, which no compiler of loops can be trust
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ _EXP2 = (
     0.0013276466634124517,
 )
 """2**r for r in [-1/2, 1/2] as a polynomial, of least relative error (7.5e-8)."""
+
+LOG2_E = math.log2(math.e)
+"""Kernels raise 2, not e: logits are given to them in units of log2."""
 
 LOWEST_POWER, HIGHEST_POWER = -125.0, 120.0
 """Powers of two are held between these: nothing overflows, and no result is denormal."""
