@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from marm.config import ModelConfig
 from marm.items import ItemFeatures
 from marm.memory import UserRows
-from marm.network import Embedded, SequenceNetwork, stack_rows
+from marm.network import Embedded, SequenceNetwork
 from marm.supervised import SupervisedModel
 
 
@@ -23,7 +23,7 @@ class CascaderNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.sequence = SequenceNetwork(config)
-        input_dim = config.attention_dim + 2 * config.feature_dim
+        input_dim = self.sequence.output_dim + 2 * config.feature_dim
         self.tower = nn.Sequential(
             nn.Linear(input_dim, config.expert_dim),
             nn.GELU(),
@@ -33,12 +33,13 @@ class CascaderNet(nn.Module):
 
     def forward(
         self, embedded: Embedded, prior_B1: Tensor, block_memory_BLD: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, 1]`` and (unsaved) layer outputs ``[B, L, D]``."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[B, 1]``, (unsaved) layer outputs ``[B, L, D]`` and auxiliary logits."""
         target = embedded.target_BF + embedded.context_BF
-        outputs = self.sequence(target, embedded, block_memory_BLD)
-        features = torch.cat([outputs[-1], embedded.target_BF, embedded.context_BF], dim=-1)
-        return self.tower(features) + self.prior_scale * prior_B1, stack_rows(outputs)
+        known = self.sequence(target, embedded, block_memory_BLD)
+        features = torch.cat([known.interest_BX, embedded.target_BF, embedded.context_BF], dim=-1)
+        logits = self.tower(features) + self.prior_scale * prior_B1
+        return logits, known.rows_BLD, known.auxiliary_BA
 
 
 class Cascader(SupervisedModel):

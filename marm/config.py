@@ -14,6 +14,43 @@ FEATURES = ("item", "author", "tag", "duration", "context")
 
 RECENCY = ("distance", "gap")
 
+METHODS = (
+    "marm",
+    "sum_pooling",
+    "din",
+    "sim_soft",
+    "sim_hard",
+    "twin",
+    "twin_v2",
+    "stca",
+    "hstu",
+    "decoder",
+)
+"""Methods of modelling interest (`marm.interest`); all but MARM see raw rows only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterestConfig:
+    """One method and what is its own.
+
+    Attributes:
+        method: one of `METHODS`. The depth of ``marm`` is the model's, as it is the memory's.
+        layers: blocks of ``hstu`` and ``decoder``; layers that ``stca`` stacks on its first one.
+        top_k: rows that the search of ``sim_soft``, ``sim_hard``, ``twin`` and ``twin_v2`` keeps.
+        cluster_size: rows in one cluster of ``twin_v2``, at most.
+    """
+
+    method: str = "marm"
+    layers: int = 2
+    top_k: int = 20
+    cluster_size: int = 5
+
+    def __post_init__(self) -> None:
+        _one_of("interest method", self.method, METHODS)
+        _at_least("interest layers", self.layers, 0)
+        _at_least("interest top_k", self.top_k, 1)
+        _at_least("interest cluster_size", self.cluster_size, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -41,6 +78,8 @@ class ModelConfig:
         num_user_vectors: vectors per user, one per interest (retrieval). Each costs a pass of the
             queries through all layers.
         positive_task: the label that makes an event a positive for retrieval and cascading.
+        interests: methods that model interest; the heads read the outputs of all side by side (the
+            ensemble of Table 2).
     """
 
     stage: str = "ranking"
@@ -60,6 +99,7 @@ class ModelConfig:
     output_dim: int = 32
     num_user_vectors: int = 1
     positive_task: str = "long_view"
+    interests: tuple[InterestConfig, ...] = field(default_factory=lambda: (InterestConfig(),))
 
     def __post_init__(self) -> None:
         _one_of("stage", self.stage, STAGES)
@@ -81,6 +121,14 @@ class ModelConfig:
         _subset("features", self.features, FEATURES)
         _subset("recency", self.recency, RECENCY)
         _one_of("positive_task", self.positive_task, BINARY_TASKS)
+        methods = [interest.method for interest in self.interests]
+        if not methods or len(set(methods)) != len(methods):
+            raise ValueError(f"interests must be distinct methods of {METHODS}, got {methods}")
+        if "marm" not in methods and self.depth > 0:
+            raise ValueError(
+                f"a depth of {self.depth} needs the method 'marm', the only one that reads cached "
+                f"layers, got {methods}; add it or set the depth (and the namespace's) to 0"
+            )
         if not self.tasks:
             raise ValueError(f"tasks must name at least one of {TASKS}, got none")
         if "item" not in self.features:
@@ -121,6 +169,8 @@ class ModelConfig:
         }
         if isinstance(parsed.get("namespace"), Mapping):
             parsed["namespace"] = Namespace(**parsed["namespace"])
+        if "interests" in parsed:
+            parsed["interests"] = tuple(InterestConfig(**one) for one in parsed["interests"])
         return ModelConfig(**parsed)
 
 

@@ -17,16 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from marm.amortised import AmortisedAttention, UserHistory
-from marm.attention import KeySource, MultiLayerTargetAttention
+from marm.addressing import feature_slots
+from marm.attention import KeySource
 from marm.config import ModelConfig
 from marm.events import NUM_WATCH_BUCKETS
 from marm.inputs import Feedback, ModelInputs
-from marm.precision import build_precision
+from marm.interest.interface import UNKNOWN_TAG, History, Interest, Tags
+from marm.interest.memory_augmented import MemoryAugmented
+from marm.interest.methods import build_interest
 from marm.scoring_plan import ScoringPlan
-from marm.search import AllRows, Categories, Found
+from marm.search import Categories
 from marm.sequence import View
-from marm.sparse import HashedTable, SparseRows
+from marm.sparse import FEATURE_SALTS, HashedTable, SparseRows
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,17 @@ def _sum_features(rows: SparseRows, position: Tensor) -> Tensor:
     return summed.view(*position.shape[:-1], -1)
 
 
+@dataclass(frozen=True)
+class SequenceOutput:
+    """What the methods of a model know of each query, side by side."""
+
+    interest_BX: Tensor
+    rows_BLD: Tensor  # y_1..y_L to save; L is 0 without a method that writes the memory
+    auxiliary_BA: Tensor  # logits trained on the first task beside the heads; A may be 0
+
+
 class SequenceNetwork(nn.Module):
-    """Multi-layer target attention over a user's slab and, in training, the batch's own events."""
+    """The methods of modelling interest over a user's slab and, in training, the batch's events."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -113,29 +124,46 @@ class SequenceNetwork(nn.Module):
         self.feedback_signal = nn.Linear(len(config.feedback_signals), feature_dim, bias=False)
         self.watch_bucket = nn.Embedding(NUM_WATCH_BUCKETS, feature_dim)
         nn.init.normal_(self.watch_bucket.weight, std=0.05)
-        self.attention = MultiLayerTargetAttention(
-            feature_dim,
-            feature_dim,
-            config.attention_dim,
-            config.namespace.dim,
-            config.depth,
-            config.num_heads,
-            config.recency,
+        self.methods = nn.ModuleList(
+            build_interest(config, interest) for interest in config.interests
         )
-        self._amortised: AmortisedAttention | None = None
+        self._row_dim = config.attention_dim
+        self._tag_column = _tag_column(config.features) if "tag" in config.features else None
+        self._unknown_tag = feature_slots(
+            FEATURE_SALTS["tag"], np.zeros(1, np.int64), config.num_slots
+        )[0]
+
+    @property
+    def output_dim(self) -> int:
+        """X of ``interest_BX``."""
+        return sum(interest.output_dim for interest in self._methods())
+
+    @property
+    def memory_augmented(self) -> MemoryAugmented:
+        """The method that reads and writes the memory.
+
+        Raises:
+            ValueError: when the model has none.
+        """
+        for interest in self._methods():
+            if isinstance(interest, MemoryAugmented):
+                return interest
+        raise ValueError("the model has no method 'marm', which reads and writes the memory")
 
     def freeze(self, plan: ScoringPlan) -> None:
-        """From now on pass all candidates of a request through the attention at once, with the
-        weights as they are now (`marm.amortised`). Training, and loading other weights, ends it.
+        """From now on score requests with the weights as they are now. Training, and loading other
+        weights, ends it.
         """
-        device = self.watch_bucket.weight.device
-        self._amortised = AmortisedAttention(
-            self.attention, build_precision(plan.precision, device), plan.search
-        )
+        for interest in self._methods():
+            interest.freeze(plan)
 
     def unfreeze(self) -> None:
         """Back to the plain path, which sees every change of the weights."""
-        self._amortised = None
+        for interest in self._methods():
+            interest.unfreeze()
+
+    def _methods(self) -> list[Interest]:
+        return [interest for interest in self.methods if isinstance(interest, Interest)]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # Called whichever module the weights are loaded into.
@@ -150,54 +178,59 @@ class SequenceNetwork(nn.Module):
 
     def forward(
         self, query_BF: Tensor, embedded: Embedded, block_memory_BLD: Tensor | None = None
-    ) -> list[Tensor]:
-        """``[y_1, ..., y_{L+1}]`` of the queries, each ``[B, D]``."""
+    ) -> SequenceOutput:
+        """What all methods know of the queries."""
+        history = self.history(embedded, block_memory_BLD)
+        outputs = [interest(query_BF, history) for interest in self._methods()]
+        auxiliary = [one.auxiliary_BA for one in outputs if one.auxiliary_BA is not None]
+        return SequenceOutput(
+            torch.cat([one.interest_BD for one in outputs], dim=-1)
+            if len(outputs) > 1
+            else outputs[0].interest_BD,
+            stack_rows([row for one in outputs for row in one.rows], query_BF, self._row_dim),
+            torch.cat(auxiliary, dim=-1) if auxiliary else query_BF.new_zeros(len(query_BF), 0),
+        )
+
+    def history(self, embedded: Embedded, block_memory_BLD: Tensor | None = None) -> History:
+        """The past of the queries, with live features."""
         inputs, device = embedded.inputs, embedded.device
-        if self._amortised is not None and inputs.categories is not None:
-            return self._amortised.outputs(query_BF, self._history(embedded))
-        slab = inputs.slab
+        slab, block = inputs.slab, None
         keys = self._keys(embedded.slab_UNF, slab.feedback, slab.view, slab.user_row_B, device)
-        memory = torch.from_numpy(slab.memory_UNLD).to(device)
-        memorised = torch.from_numpy(slab.memorised_BN).to(device)
-        block = None
         if inputs.block is not None and embedded.block_BF is not None:
             block = self._keys(
                 embedded.block_BF, inputs.block.feedback, inputs.block.view, None, device
             )
-        return self.attention(query_BF, keys, memory, memorised, block, block_memory_BLD)
-
-    def search_rows(self, query_BF: Tensor, embedded: Embedded) -> list[Found]:
-        """What the search of each layer finds for one user's candidates, as positions among the
-        slab's rows.
-
-        Raises:
-            ValueError: when the network is not frozen with a search.
-        """
-        if self._amortised is None or isinstance(self._amortised.search, AllRows):
-            raise ValueError(
-                "the model attends to all rows; freeze it with a search, such as "
-                "ScoringPlan(search=TopRows(100)), and ask again"
+        request = None
+        if inputs.categories is not None:
+            of = inputs.categories
+            columns = (of.candidate_tag, of.candidate_author, of.row_tag, of.row_author)
+            request = Categories(
+                *(torch.from_numpy(np.ascontiguousarray(column)).to(device) for column in columns)
             )
-        found: list[Found] = []
-        self._amortised.outputs(query_BF, self._history(embedded), found)
-        return found
-
-    def _history(self, embedded: Embedded) -> UserHistory:
-        """The rows of a request's only user, as all of its candidates see them."""
-        inputs, device = embedded.inputs, embedded.device
-        slab, of = inputs.slab, inputs.categories
-        assert of is not None
-        columns = (of.candidate_tag, of.candidate_author, of.row_tag, of.row_author)
-        keys = self._keys(embedded.slab_UNF, slab.feedback, slab.view, None, device)
-        return UserHistory(
-            keys.features[0],
-            torch.from_numpy(slab.memory_UNLD[0]).to(device),
-            keys.visible[0],
-            torch.from_numpy(slab.memorised_BN[0]).to(device),
-            keys.distance[0],
-            keys.gap[0],
-            Categories(*(torch.from_numpy(np.ascontiguousarray(c)).to(device) for c in columns)),
+        return History(
+            keys,
+            torch.from_numpy(slab.memory_UNLD).to(device),
+            torch.from_numpy(slab.memorised_BN).to(device),
+            block,
+            block_memory_BLD,
+            self._tags(inputs, device),
+            request,
         )
+
+    def _tags(self, inputs: ModelInputs, device: torch.device) -> Tags | None:
+        if self._tag_column is None:
+            return None
+        block = None if inputs.block is None else inputs.block.slots_BK
+        return Tags(
+            self._tag_slots(inputs.target_slots_BK, device),
+            self._tag_slots(inputs.slab.slots_UNK, device),
+            None if block is None else self._tag_slots(block, device),
+        )
+
+    def _tag_slots(self, slots: NDArray[np.int64], device: torch.device) -> Tensor:
+        tags = slots[..., self._tag_column]
+        known = np.where(tags == self._unknown_tag, UNKNOWN_TAG, tags)
+        return torch.from_numpy(known).to(device)
 
     def _keys(
         self,
@@ -219,8 +252,13 @@ class SequenceNetwork(nn.Module):
         )
 
 
-def stack_rows(outputs: list[Tensor]) -> Tensor:
-    """y_1..y_L of ``[y_1, ..., y_{L+1}]`` as ``[B, L, D]``; L may be 0."""
-    if len(outputs) == 1:
-        return outputs[0].new_zeros((outputs[0].shape[0], 0, outputs[0].shape[1]))
-    return torch.stack(outputs[:-1], dim=1)
+def stack_rows(rows: list[Tensor], query_BF: Tensor, dim: int) -> Tensor:
+    """y_1..y_L of the queries as ``[B, L, D]``; L may be 0."""
+    if not rows:
+        return query_BF.new_zeros((len(query_BF), 0, dim))
+    return torch.stack(rows, dim=1)
+
+
+def _tag_column(features: tuple[str, ...]) -> int | None:
+    """Where the tag is among an item's features."""
+    return [name for name in FEATURE_SALTS if name in features].index("tag")

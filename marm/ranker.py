@@ -11,7 +11,7 @@ from marm.config import ModelConfig
 from marm.heads import MixtureOfExpertsHeads
 from marm.items import ItemFeatures
 from marm.memory import UserRows
-from marm.network import Embedded, SequenceNetwork, stack_rows
+from marm.network import Embedded, SequenceNetwork
 from marm.supervised import SupervisedModel
 
 
@@ -21,7 +21,7 @@ class RankerNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.sequence = SequenceNetwork(config)
-        input_dim = config.attention_dim + 3 * config.feature_dim
+        input_dim = self.sequence.output_dim + 3 * config.feature_dim
         self.heads = MixtureOfExpertsHeads(
             input_dim, len(config.tasks), config.num_experts, config.expert_dim
         )
@@ -29,15 +29,15 @@ class RankerNet(nn.Module):
 
     def forward(
         self, embedded: Embedded, prior_BT: Tensor, block_memory_BLD: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, T]`` and the rows to save ``[B, L, D]``."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[B, T]``, the rows to save ``[B, L, D]`` and auxiliary logits ``[B, A]``."""
         target = embedded.target_BF + embedded.context_BF
-        outputs = self.sequence(target, embedded, block_memory_BLD)
+        known = self.sequence(target, embedded, block_memory_BLD)
         features = torch.cat(
-            [outputs[-1], embedded.target_BF, embedded.user_BF, embedded.context_BF], dim=-1
+            [known.interest_BX, embedded.target_BF, embedded.user_BF, embedded.context_BF], dim=-1
         )
         logits = self.heads(features) + self.prior_scale * prior_BT
-        return logits, stack_rows(outputs)
+        return logits, known.rows_BLD, known.auxiliary_BA
 
 
 class Ranker(SupervisedModel):

@@ -46,7 +46,7 @@ def decode_history(model: Ranker, history: EventBatch) -> ReferenceOutput:
         )
     net = model.net
     assert isinstance(net, RankerNet)
-    attention = net.sequence.attention
+    attention = net.sequence.memory_augmented.attention
     target_PF, live_PF = _item_embeddings(model, history), _live_features(model, net, history)
     user_PF = _look_up(model, "user", history.user_id)
     context_PF = _look_up(model, "context", history.context_id)
@@ -68,7 +68,7 @@ def decode_history(model: Ranker, history: EventBatch) -> ReferenceOutput:
     features = torch.cat([outputs[-1], target_PF, user_PF, context_PF], dim=-1)
     item_slots = torch.from_numpy(model.table.slots("item", history.item_id))
     logits = net.heads(features) + net.prior_scale * model.item_prior(item_slots)
-    return ReferenceOutput(logits, stack_rows(outputs))
+    return ReferenceOutput(logits, stack_rows(outputs[:-1], target_PF, model.config.namespace.dim))
 
 
 def _band(

@@ -42,7 +42,8 @@ class RetrieverNet(nn.Module):
                 torch.randn(config.num_user_vectors, config.feature_dim) * INTEREST_SCALE
             )
         self.user_tower = nn.Sequential(
-            nn.LayerNorm(config.attention_dim), nn.Linear(config.attention_dim, config.output_dim)
+            nn.LayerNorm(self.sequence.output_dim),
+            nn.Linear(self.sequence.output_dim, config.output_dim),
         )
         self.item_tower = nn.Sequential(
             nn.LayerNorm(config.feature_dim),
@@ -65,10 +66,10 @@ class RetrieverNet(nn.Module):
         """``[B*K, V]`` unit vectors of the users of the queries."""
         query_BF = embedded.user_BF + embedded.context_BF
         if self.num_user_vectors == 1:
-            outputs = self.sequence(query_BF, embedded, block_memory_BLD)[-1]
+            outputs = self.sequence(query_BF, embedded, block_memory_BLD).interest_BX
         elif len(query_BF) == 1 and embedded.inputs.block is None:
             # A request: the interests share the rows as candidates do, in one pass.
-            outputs = self.sequence(query_BF + self.interests, embedded)[-1]
+            outputs = self.sequence(query_BF + self.interests, embedded).interest_BX
         else:
             outputs = self._outputs_by_interest(query_BF, embedded, block_memory_BLD)
         return nn.functional.normalize(self.user_tower(outputs), dim=-1)
@@ -78,7 +79,7 @@ class RetrieverNet(nn.Module):
     ) -> Tensor:
         """``[B*K, D]``, one pass of all queries per interest."""
         passes = [
-            self.sequence(query_BF + interest_F, embedded, block_memory_BLD)[-1]
+            self.sequence(query_BF + interest_F, embedded, block_memory_BLD).interest_BX
             for interest_F in self.interests
         ]
         return torch.stack(passes, dim=1).flatten(0, 1)

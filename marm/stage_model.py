@@ -22,7 +22,7 @@ from marm.memory import UserRows
 from marm.network import Embedded, embed, look_up
 from marm.sparse import HashedTable
 
-Net = Callable[..., "tuple[Tensor, Tensor]"]
+Net = Callable[..., "tuple[Tensor, ...]"]
 """The dense half of a model, or the same half wrapped for distributed training."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from marm.items import ItemFeatures
 from marm.memory import UserRows
@@ -27,8 +27,9 @@ class SupervisedModel(StageModel):
     ) -> StepOutput:
         """See `StageModel.training_forward`."""
         prior = self.item_prior(self.item_slots(embedded.inputs))
-        logits, rows = net(embedded, prior, block_memory_BLD)
-        loss = self.supervised_loss(logits, self.targets(labels_B))
+        logits, rows, auxiliary = net(embedded, prior, block_memory_BLD)
+        targets = self.targets(labels_B)
+        loss = self.supervised_loss(logits, targets) + _auxiliary_loss(auxiliary, targets[:, :1])
         return StepOutput(loss, self.probabilities(logits.detach()), rows.detach())
 
     @torch.inference_mode()
@@ -50,7 +51,7 @@ class SupervisedModel(StageModel):
         """
         check_single_user(rows, user_id)
         inputs = self.inputs.for_candidates(rows, candidates, now_ms, context_id)
-        logits, _ = self.net(self.look_up(inputs), self.item_prior(self.item_slots(inputs)))
+        logits, _, _ = self.net(self.look_up(inputs), self.item_prior(self.item_slots(inputs)))
         return self.probabilities(logits)
 
     def freeze(self, plan: ScoringPlan) -> None:
@@ -81,7 +82,8 @@ class SupervisedModel(StageModel):
         inputs = self.inputs.for_candidates(rows, candidates, now_ms, context_id)
         embedded = self.look_up(inputs)
         query = embedded.target_BF + embedded.context_BF
-        found = self._sequence.search_rows(query, embedded)
+        sequence = self._sequence
+        found = sequence.memory_augmented.search_rows(query, sequence.history(embedded))
         return layer_overlap(found, embedded.slab_UNF.shape[1]).cpu().numpy()
 
     @property
@@ -89,3 +91,13 @@ class SupervisedModel(StageModel):
         sequence = self.net.sequence
         assert isinstance(sequence, SequenceNetwork)
         return sequence
+
+
+def _auxiliary_loss(logits_BA: Tensor, targets_B1: Tensor) -> Tensor:
+    """Summed BCE of auxiliary predictions of the first task, over observed labels."""
+    observed = ~targets_B1.isnan()
+    target = torch.where(observed, targets_B1, torch.zeros_like(targets_B1)).clamp(0.0, 1.0)
+    loss = nn.functional.binary_cross_entropy_with_logits(
+        logits_BA, target.expand_as(logits_BA), reduction="none"
+    )
+    return (loss * observed).sum()

@@ -35,7 +35,7 @@ class FrozenModel:
         self._outputs: list[torch.Tensor] = []
         net = learner.model.net
         assert isinstance(net, RankerNet), f"expected a ranking model, got {learner.stage}"
-        layers = net.sequence.attention
+        layers = net.sequence.memory_augmented.attention
         layers.register_forward_hook(lambda *call: self._outputs.extend(call[-1]))
         for layer in layers.modules():
             if isinstance(layer, TargetAttention):

@@ -103,7 +103,7 @@ def test_what_recency_leaves_out_does_not_learn() -> None:
     batch, inputs = history_and_batch(model)
     model.training_forward(model.net, model.embed(inputs), batch.labels).loss_sum.backward()
     without = {name for name, p in model.net.named_parameters() if p.grad is None}
-    assert without == {"sequence.attention.recency.gap"}
+    assert without == {"sequence.methods.0.attention.recency.gap"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -54,7 +54,7 @@ def test_a_lower_depth_equals_the_model_whose_upper_layers_find_nothing(ranker, 
     blind = build_model(ranker.config).eval()
     blind.load_state_dict(ranker.state_dict())
     with torch.no_grad():
-        for layer in blind.net.sequence.attention.layers[depth:]:
+        for layer in blind.net.sequence.memory_augmented.attention.layers[depth:]:
             layer.null_logit.fill_(1e6)  # all weight goes to the null key
     expected = scores(blind, rows)
     np.testing.assert_allclose(scores(ranker, first_layers(rows, depth)), expected, atol=1e-5)
