@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from marm.key_reading import RowPart, read_keys
 from marm.sequence import NUM_DISTANCE_BUCKETS, NUM_GAP_BUCKETS
 
 _MASKED = -1e9
@@ -26,9 +27,10 @@ class Keys:
     A slab has inputs ``[U, N, C]`` and ``user_row`` picks the user of each query; with one user,
     all queries share its keys and nothing is copied per query. A block has inputs ``[P, C]`` and
     ``user_row`` None. The leading dim of the view is B, or 1 when all queries see the same.
+    ``inputs`` may be given as the parts that make up C.
     """
 
-    inputs: Tensor
+    inputs: Tensor | tuple[RowPart, ...]
     visible: Tensor  # bool [B or 1, N or P]
     bias: Tensor  # [B or 1, H, N or P] recency bias of this layer
     user_row: Tensor | None
@@ -57,51 +59,37 @@ class TargetAttention(nn.Module):
 
     def forward(self, query_input: Tensor, key_sets: list[Keys]) -> Tensor:
         """Attend ``query_input`` [B, query_dim] to all ``key_sets`` in one softmax."""
-        batch, width = query_input.shape[0], self.dim // self.num_heads
-        q_BHE = self.query(self.query_norm(query_input)).view(batch, self.num_heads, width)
-        q_BHE = q_BHE * width**-0.5
-        logits, values = [self.null_logit.expand(batch, -1).unsqueeze(-1)], []
+        batch = query_input.shape[0]
+        q_BHE = self.queries(query_input)
+        logits, readings = [self.null_logit.expand(batch, -1).unsqueeze(-1)], []
         for keys in key_sets:
-            k, v = self._project(keys.inputs)
-            logits.append(self._logits(q_BHE, k, keys))
-            values.append(v)
+            reading = read_keys(q_BHE, keys.inputs, self.key_value, keys.user_row)
+            biased = reading.content() + keys.bias
+            logits.append(biased.masked_fill(~keys.visible.unsqueeze(1), _MASKED))
+            readings.append(reading)
         weights = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
         parts = torch.split(weights, [part.shape[-1] for part in logits], dim=-1)[1:]
         context = torch.zeros_like(q_BHE)
-        for part, v, keys in zip(parts, values, key_sets, strict=True):
-            context = context + _mix(part, v, keys.user_row)
-        y_BD = self.residual(query_input) + self.output(context.reshape(batch, self.dim))
+        for part, reading in zip(parts, readings, strict=True):
+            context = context + reading.mix(part)
+        return self.finish(query_input, context.reshape(batch, self.dim))
+
+    def queries(self, query_input: Tensor) -> Tensor:
+        """Scaled queries ``[B, H, E]`` of ``[B, query_dim]``."""
+        width = self.dim // self.num_heads
+        q_BD = self.query(self.query_norm(query_input))
+        return q_BD.view(len(query_input), self.num_heads, width) * width**-0.5
+
+    def finish(self, query_input: Tensor, context_BD: Tensor) -> Tensor:
+        """What follows the mixing of values: residual connection and feed-forward, ``[B, D]``."""
+        y_BD = self.residual(query_input) + self.output(context_BD)
         return y_BD + self.feed_forward(y_BD)
 
-    def _project(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[..., H, E]`` of key inputs ``[..., C]``."""
         k, v = self.key_value(inputs).chunk(2, dim=-1)
         heads = (*inputs.shape[:-1], self.num_heads, self.dim // self.num_heads)
         return k.reshape(heads), v.reshape(heads)
-
-    def _logits(self, q_BHE: Tensor, k: Tensor, keys: Keys) -> Tensor:
-        if keys.user_row is None:
-            content = torch.einsum("bhe,phe->bhp", q_BHE, k)
-        elif k.shape[0] == 1:
-            content = torch.einsum("bhe,nhe->bhn", q_BHE, k[0])
-        else:
-            content = torch.einsum("bhe,bnhe->bhn", q_BHE, _of_users(k, keys.user_row))
-        return (content + keys.bias).masked_fill(~keys.visible.unsqueeze(1), _MASKED)
-
-
-def _of_users(x_UNHE: Tensor, user_row_B: Tensor) -> Tensor:
-    """The slab of each query's user, ``[B, N, H, E]``."""
-    # An embedding look-up of whole slabs: its backward adds wide rows, which on a CPU is several
-    # times faster than the scatter that index_select and advanced indexing use.
-    wide = nn.functional.embedding(user_row_B, x_UNHE.flatten(1))
-    return wide.view(len(user_row_B), *x_UNHE.shape[1:])
-
-
-def _mix(weights_BHN: Tensor, v: Tensor, user_row: Tensor | None) -> Tensor:
-    if user_row is None:
-        return torch.einsum("bhp,phe->bhe", weights_BHN, v)
-    if v.shape[0] == 1:
-        return torch.einsum("bhn,nhe->bhe", weights_BHN, v[0])
-    return torch.einsum("bhn,bnhe->bhe", weights_BHN, _of_users(v, user_row))
 
 
 class RecencyBias(nn.Module):
@@ -123,11 +111,20 @@ class RecencyBias(nn.Module):
             torch.zeros(NUM_GAP_BUCKETS, len(slopes)), requires_grad="gap" in recency
         )
 
+    @staticmethod
+    def of_layers(depth: int, num_heads: int, recency: tuple[str, ...]) -> RecencyBias:
+        """The bias of ``depth`` layers above layer 0, in which every other head decays at first."""
+        decaying = [FIRST_LAYER_DECAY if head % 2 == 0 else 0.0 for head in range(num_heads)]
+        return RecencyBias([decaying] + [[0.0] * num_heads for _ in range(depth)], recency)
+
+    def pairs(self) -> Tensor:
+        """Bias of every distance and gap bucket, ``[distances, gaps, layers * H]``."""
+        return self.distance[:, None] + self.gap[None, :]
+
     def forward(self, distance: Tensor, gap: Tensor) -> list[Tensor]:
         """Bias of each layer, ``[B, H, N]``, for distance and gap buckets ``[B, N]``."""
         # One look-up in the table of all (distance, gap) pairs serves all layers and heads.
-        pairs = (self.distance[:, None] + self.gap[None, :]).flatten(0, 1)
-        bias = nn.functional.embedding(distance * NUM_GAP_BUCKETS + gap, pairs)
+        bias = nn.functional.embedding(distance * NUM_GAP_BUCKETS + gap, self.pairs().flatten(0, 1))
         layers = bias.view(*distance.shape, self.num_layers, self.num_heads)
         return list(layers.permute(2, 0, 3, 1).unbind(0))
 
@@ -161,8 +158,7 @@ class MultiLayerTargetAttention(nn.Module):
         recency: tuple[str, ...],
     ) -> None:
         super().__init__()
-        decaying = [FIRST_LAYER_DECAY if head % 2 == 0 else 0.0 for head in range(num_heads)]
-        self.recency = RecencyBias([decaying] + [[0.0] * num_heads for _ in range(depth)], recency)
+        self.recency = RecencyBias.of_layers(depth, num_heads, recency)
         self.first = TargetAttention(query_dim, feature_dim, dim, num_heads)
         self.feature_norms = nn.ModuleList(nn.LayerNorm(feature_dim) for _ in range(depth + 1))
         self.memory_norms = nn.ModuleList(nn.LayerNorm(memory_dim) for _ in range(depth))
@@ -194,10 +190,12 @@ class MultiLayerTargetAttention(nn.Module):
         """
         slab_bias = self.recency(slab.distance, slab.gap)
         block_bias = [] if block is None else self.recency(block.distance, block.gap)
-        live = self.feature_norms[0]
-        key_sets = [Keys(live(slab.features), slab.visible, slab_bias[0], slab.user_row)]
+        # Normalised once; the layers differ in gain and shift alone.
+        slab_live = RowPart.normalised(slab.features, self.feature_norms[0])
+        key_sets = [Keys((slab_live,), slab.visible, slab_bias[0], slab.user_row)]
         if block is not None:
-            key_sets.append(Keys(live(block.features), block.visible, block_bias[0], None))
+            block_live = RowPart.normalised(block.features, self.feature_norms[0])
+            key_sets.append(Keys((block_live,), block.visible, block_bias[0], None))
         outputs = [self.first(query_input, key_sets)]
         for index, layer in enumerate(self.layers):
             y = outputs[-1]
@@ -206,11 +204,12 @@ class MultiLayerTargetAttention(nn.Module):
             cached, live = self.memory_norms[index], self.feature_norms[index + 1]
             key_sets = []
             if index < memory_UNLD.shape[2]:
-                formed = torch.cat([cached(memory_UNLD[:, :, index]), live(slab.features)], dim=-1)
+                stored = RowPart.normalised(memory_UNLD[:, :, index], cached)
+                formed = (stored, slab_live.under(live))
                 key_sets.append(Keys(formed, memorised_BN, slab_bias[index + 1], slab.user_row))
             if block is not None:
                 own = y if block_memory_BLD is None else block_memory_BLD[:, index]
-                formed = torch.cat([cached(own), live(block.features)], dim=-1)
+                formed = (RowPart.normalised(own, cached), block_live.under(live))
                 key_sets.append(Keys(formed, block.visible, block_bias[index + 1], None))
             outputs.append(layer(y, key_sets))
         return outputs

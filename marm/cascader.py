@@ -14,6 +14,7 @@ from marm.config import ModelConfig
 from marm.items import ItemFeatures
 from marm.memory import UserRows
 from marm.network import Embedded, SequenceNetwork
+from marm.sparse import SparseTable
 from marm.supervised import SupervisedModel
 
 
@@ -45,8 +46,8 @@ class CascaderNet(nn.Module):
 class Cascader(SupervisedModel):
     """Predicts ``config.positive_task`` for (user, item) pairs, cheaply."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, (config.positive_task,), CascaderNet(config))
+    def __init__(self, config: ModelConfig, table: SparseTable | None = None) -> None:
+        super().__init__(config, (config.positive_task,), CascaderNet(config), table)
 
     def score(
         self,

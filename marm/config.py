@@ -28,6 +28,9 @@ METHODS = (
 )
 """Methods of modelling interest (`marm.interest`); all but MARM see raw rows only."""
 
+SEQUENCE_METHODS = ("hstu", "decoder")
+"""Those whose rows attend to one another: they need a batch as one sequence per user."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InterestConfig:
@@ -52,6 +55,29 @@ class InterestConfig:
         _at_least("interest cluster_size", self.cluster_size, 1)
 
 
+TABLES = ("hashed", "admitted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """The embedding table and what is its own.
+
+    Attributes:
+        kind: ``hashed`` has a row for every hash; ``admitted`` has rows for ids that come again.
+        admit_after: times an id must be seen before an ``admitted`` table gives it a row.
+        keep_events: an id seen within so many events keeps its row of an ``admitted`` table.
+    """
+
+    kind: str = "hashed"
+    admit_after: int = 3
+    keep_events: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        _one_of("table kind", self.kind, TABLES)
+        _at_least("table admit_after", self.admit_after, 1)
+        _at_least("table keep_events", self.keep_events, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Everything that determines a model's parameters and its forward pass.
@@ -71,7 +97,8 @@ class ModelConfig:
             are summed into an item's embedding, ``context`` (page, tab) describes an exposure.
         recency: what biases attention: ``distance`` in events, ``gap`` in time. Leave ``gap`` out
             where the clock of the log is not exact: a model learns the artefacts of a clock.
-        num_slots: rows of the hashed embedding table shared by all features.
+        num_slots: rows of the embedding table shared by all features.
+        table: the kind of that table.
         num_experts: experts of the multi-gate mixture (ranking).
         expert_dim: width of an expert and of the towers.
         output_dim: V, width of user and item vectors (retrieval).
@@ -94,6 +121,7 @@ class ModelConfig:
     features: tuple[str, ...] = FEATURES
     recency: tuple[str, ...] = RECENCY
     num_slots: int = 1 << 18
+    table: TableConfig = field(default_factory=TableConfig)
     num_experts: int = 3
     expert_dim: int = 64
     output_dim: int = 32
@@ -169,6 +197,8 @@ class ModelConfig:
         }
         if isinstance(parsed.get("namespace"), Mapping):
             parsed["namespace"] = Namespace(**parsed["namespace"])
+        if isinstance(parsed.get("table"), Mapping):
+            parsed["table"] = TableConfig(**parsed["table"])
         if "interests" in parsed:
             parsed["interests"] = tuple(InterestConfig(**one) for one in parsed["interests"])
         return ModelConfig(**parsed)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from marm.config import ModelConfig
+from marm.config import SEQUENCE_METHODS, ModelConfig
 from marm.events import BINARY_TASKS, WATCH_BUCKET_SHIFT, EventBatch, pack_feedback
+from marm.interest.user_sequence import BlockEvents, UserSequence, lay_out
 from marm.items import ItemFeatures
 from marm.memory import UserRows
 from marm.sequence import (
@@ -25,7 +26,7 @@ from marm.sequence import (
     view_block,
     view_slab,
 )
-from marm.sparse import FEATURE_SALTS, HashedTable
+from marm.sparse import FEATURE_SALTS, SparseTable
 
 _WATCH_MASK = np.uint32(0xF)
 
@@ -79,6 +80,7 @@ class ModelInputs:
     slab: SlabInputs
     block: BlockInputs | None
     categories: CategoryInputs | None = None  # of one user's candidates
+    sequence: UserSequence | None = None  # for the methods of `SEQUENCE_METHODS`
 
     def __len__(self) -> int:
         return len(self.target_slots_BK)
@@ -87,11 +89,12 @@ class ModelInputs:
 class InputBuilder:
     """Builds `ModelInputs` for one model configuration; holds no weights."""
 
-    def __init__(self, config: ModelConfig, table: HashedTable) -> None:
+    def __init__(self, config: ModelConfig, table: SparseTable) -> None:
         self._config, self._table = config, table
         self._signal_bits = np.array(
             [BINARY_TASKS.index(signal) for signal in config.feedback_signals], np.uint32
         )
+        self._needs_sequence = any(one.method in SEQUENCE_METHODS for one in config.interests)
 
     def for_training(self, events: EventBatch, rows: UserRows) -> ModelInputs:
         """Inputs of a micro-batch.
@@ -107,12 +110,15 @@ class InputBuilder:
         row_slots = self._row_slots(
             events.item_id, events.author_id, events.tag_id, events.context_id
         )
+        queries = Queries(user_row, events.timestamp_ms)
+        slab = Slab.of(rows, config.history_length)
+        slab_inputs = self._slab_inputs(slab, queries, predecessors)
+        own = BlockEvents(view, entering, events.event_key)
         return self._inputs(
             events,
-            self._slab(
-                rows, config.history_length, Queries(user_row, events.timestamp_ms), predecessors
-            ),
+            slab_inputs,
             BlockInputs(row_slots, feedback, view),
+            self._sequence(slab, slab_inputs.view, queries, own, predecessors),
         )
 
     def for_reading(self, events: EventBatch, rows: UserRows) -> ModelInputs:
@@ -121,7 +127,10 @@ class InputBuilder:
         # Rows at or after a query's time may hide among a user's newest: look through all of them.
         longest = int(rows.counts.max(initial=0))
         newer = np.zeros(len(events), np.int64)
-        return self._inputs(events, self._slab(rows, longest, queries, newer), None)
+        slab = Slab.of(rows, longest)
+        slab_inputs = self._slab_inputs(slab, queries, newer)
+        sequence = self._sequence(slab, slab_inputs.view, queries, None, newer)
+        return self._inputs(events, slab_inputs, None, sequence)
 
     def for_candidates(
         self, rows: UserRows, candidates: ItemFeatures, now_ms: int, context_id: int
@@ -136,11 +145,13 @@ class InputBuilder:
             candidates.item_id, candidates.author_id, candidates.tag_id, candidates.duration_ms
         )
         slab = Slab.of(rows, int(rows.counts[0]))
+        newer = np.zeros(1, np.int64)
+        slab_inputs = self._slab_inputs(slab, query, newer)
         return ModelInputs(
             slots,
             np.repeat(self._table.slots("user", rows.user_ids), len(candidates)),
             np.repeat(self._table.slots("context", [context_id]), len(candidates)),
-            self._slab_inputs(slab, query, np.zeros(1, np.int64)),
+            slab_inputs,
             None,
             CategoryInputs(
                 candidates.tag_id,
@@ -148,6 +159,7 @@ class InputBuilder:
                 slab.rows["tag_id"][0],
                 slab.rows["author_id"][0],
             ),
+            self._sequence(slab, slab_inputs.view, query, None, newer),
         )
 
     def item_slots(self, items: ItemFeatures) -> NDArray[np.int64]:
@@ -155,7 +167,11 @@ class InputBuilder:
         return self._item_slots(items.item_id, items.author_id, items.tag_id, items.duration_ms)
 
     def _inputs(
-        self, events: EventBatch, slab: SlabInputs, block: BlockInputs | None
+        self,
+        events: EventBatch,
+        slab: SlabInputs,
+        block: BlockInputs | None,
+        sequence: UserSequence | None,
     ) -> ModelInputs:
         return ModelInputs(
             self._item_slots(events.item_id, events.author_id, events.tag_id, events.duration_ms),
@@ -163,12 +179,20 @@ class InputBuilder:
             self._table.slots("context", events.context_id),
             slab,
             block,
+            sequence=sequence,
         )
 
-    def _slab(
-        self, rows: UserRows, num_columns: int, queries: Queries, newer_B: NDArray[np.int64]
-    ) -> SlabInputs:
-        return self._slab_inputs(Slab.of(rows, num_columns), queries, newer_B)
+    def _sequence(
+        self,
+        slab: Slab,
+        view: View,
+        queries: Queries,
+        block: BlockEvents | None,
+        newer_B: NDArray[np.int64],
+    ) -> UserSequence | None:
+        if not self._needs_sequence:
+            return None
+        return lay_out(slab, view, queries, block, newer_B, self._config.history_length)
 
     def _slab_inputs(self, slab: Slab, queries: Queries, newer_B: NDArray[np.int64]) -> SlabInputs:
         config = self._config

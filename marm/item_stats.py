@@ -12,6 +12,11 @@ PRIOR_STRENGTH = 5.0
 """Pseudo-events of the overall mean that smooth the mean of an item."""
 
 
+def stats_bytes(num_slots: int, num_tasks: int) -> int:
+    """What `ItemStats` takes."""
+    return 8 * num_slots * (1 + 2 * num_tasks)
+
+
 class ItemStats(nn.Module):
     """Counts and label sums of every item slot, ``[num_slots]`` and ``[num_slots, T]``.
 

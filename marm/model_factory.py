@@ -8,6 +8,7 @@ from marm.cascader import Cascader
 from marm.config import ModelConfig
 from marm.ranker import Ranker
 from marm.retriever import Retriever
+from marm.sparse import SparseTable
 
 Model = Ranker | Cascader | Retriever
 
@@ -21,9 +22,9 @@ _TRAINERS_BUFFERS = frozenset({"squared_gradient"})
 """Unsaved buffers that only training reads, and that begin as zeros."""
 
 
-def build_model(config: ModelConfig) -> Model:
-    """A freshly initialised model of ``config.stage``."""
-    return _MODELS[config.stage](config)
+def build_model(config: ModelConfig, table: SparseTable | None = None) -> Model:
+    """A freshly initialised model of ``config.stage``, on ``table`` instead of one of its own."""
+    return _MODELS[config.stage](config, table)
 
 
 def build_unfilled(config: ModelConfig) -> Model:

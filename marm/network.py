@@ -1,6 +1,6 @@
 """The parts every stage shares: embedding the inputs and the attention over a user's memory.
 
-A model is two halves. The sparse half is a `HashedTable`, whose touched rows are updated one by
+A model is two halves. The sparse half is a `SparseTable`, whose touched rows are updated one by
 one; the dense half is an ordinary module (wrapped in DDP when several workers train). `embed` is
 the seam: it reads the table and hands the dense half leaves that collect gradients.
 
@@ -17,18 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from marm.addressing import feature_slots
 from marm.attention import KeySource
 from marm.config import ModelConfig
 from marm.events import NUM_WATCH_BUCKETS
 from marm.inputs import Feedback, ModelInputs
-from marm.interest.interface import UNKNOWN_TAG, History, Interest, Tags
+from marm.interest.interface import UNKNOWN_TAG, History, Interest, ItemEmbeddings, Tags
 from marm.interest.memory_augmented import MemoryAugmented
 from marm.interest.methods import build_interest
 from marm.scoring_plan import ScoringPlan
 from marm.search import Categories
 from marm.sequence import View
-from marm.sparse import FEATURE_SALTS, HashedTable, SparseRows
+from marm.sparse import FEATURE_SALTS, SparseRows, SparseTable
+from marm.tables import addresses
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Embedded:
         return len(self.target_BF)
 
 
-def embed(table: HashedTable, inputs: ModelInputs) -> Embedded:
+def embed(table: SparseTable, inputs: ModelInputs) -> Embedded:
     """``SparseFeatureLookUp`` of Eq. (2) for everything in ``inputs``."""
     arrays = [
         inputs.target_slots_BK,
@@ -71,28 +71,28 @@ def embed(table: HashedTable, inputs: ModelInputs) -> Embedded:
     )
 
 
-def look_up(table: HashedTable, inputs: ModelInputs) -> Embedded:
+def look_up(table: SparseTable, inputs: ModelInputs) -> Embedded:
     """`embed` for inference: the same embeddings, with no rows gathered for a gradient."""
     weight = table.weight
     nothing = SparseRows(torch.empty(0, dtype=torch.int64), weight[:0])
     return Embedded(
         nothing,
-        _sum_slots(weight, inputs.target_slots_BK),
-        _sum_slots(weight, inputs.user_slots_B[:, None]),
-        _sum_slots(weight, inputs.context_slots_B[:, None]),
-        _sum_slots(weight, inputs.slab.slots_UNK),
-        None if inputs.block is None else _sum_slots(weight, inputs.block.slots_BK),
+        _sum_slots(table, inputs.target_slots_BK),
+        _sum_slots(table, inputs.user_slots_B[:, None]),
+        _sum_slots(table, inputs.context_slots_B[:, None]),
+        _sum_slots(table, inputs.slab.slots_UNK),
+        None if inputs.block is None else _sum_slots(table, inputs.block.slots_BK),
         inputs,
         weight.device,
     )
 
 
-def _sum_slots(weight: Tensor, slots: NDArray[np.int64]) -> Tensor:
-    every = SparseRows(torch.empty(0, dtype=torch.int64), weight)
-    return _sum_features(every, torch.from_numpy(slots).to(weight.device))
+def _sum_slots(table: SparseTable, slots: NDArray[np.int64]) -> Tensor:
+    every = SparseRows(torch.empty(0, dtype=torch.int64), table.weight)
+    return _sum_features(every, torch.from_numpy(table.find(slots)).to(table.weight.device))
 
 
-def embed_items(table: HashedTable, slots_MK: NDArray[np.int64]) -> Tensor:
+def embed_items(table: SparseTable, slots_MK: NDArray[np.int64]) -> Tensor:
     """Embeddings ``[M, F]`` of items alone, outside any request."""
     rows, positions = table.rows_of(slots_MK)
     return _sum_features(rows, positions[0])
@@ -129,9 +129,7 @@ class SequenceNetwork(nn.Module):
         )
         self._row_dim = config.attention_dim
         self._tag_column = _tag_column(config.features) if "tag" in config.features else None
-        self._unknown_tag = feature_slots(
-            FEATURE_SALTS["tag"], np.zeros(1, np.int64), config.num_slots
-        )[0]
+        self._unknown_tag = addresses(config, "tag", np.zeros(1, np.int64))[0]
 
     @property
     def output_dim(self) -> int:
@@ -215,6 +213,8 @@ class SequenceNetwork(nn.Module):
             block_memory_BLD,
             self._tags(inputs, device),
             request,
+            ItemEmbeddings(embedded.slab_UNF, embedded.block_BF),
+            inputs.sequence,
         )
 
     def _tags(self, inputs: ModelInputs, device: torch.device) -> Tags | None:

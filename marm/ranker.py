@@ -12,6 +12,7 @@ from marm.heads import MixtureOfExpertsHeads
 from marm.items import ItemFeatures
 from marm.memory import UserRows
 from marm.network import Embedded, SequenceNetwork
+from marm.sparse import SparseTable
 from marm.supervised import SupervisedModel
 
 
@@ -43,8 +44,8 @@ class RankerNet(nn.Module):
 class Ranker(SupervisedModel):
     """Predicts ``config.tasks`` for (user, item) pairs; in training also yields rows to save."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, config.tasks, RankerNet(config))
+    def __init__(self, config: ModelConfig, table: SparseTable | None = None) -> None:
+        super().__init__(config, config.tasks, RankerNet(config), table)
 
     def score(
         self,

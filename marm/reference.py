@@ -66,7 +66,7 @@ def decode_history(model: Ranker, history: EventBatch) -> ReferenceOutput:
         query = torch.stack(rows)
         outputs.append(query)
     features = torch.cat([outputs[-1], target_PF, user_PF, context_PF], dim=-1)
-    item_slots = torch.from_numpy(model.table.slots("item", history.item_id))
+    item_slots = model.stat_slots(model.table.slots("item", history.item_id)[:, None])
     logits = net.heads(features) + net.prior_scale * model.item_prior(item_slots)
     return ReferenceOutput(logits, stack_rows(outputs[:-1], target_PF, model.config.namespace.dim))
 
@@ -107,7 +107,7 @@ def _attend(layer: TargetAttention, query: Tensor, keys: Tensor, bias_HP: Tensor
 
 def _look_up(model: Ranker, feature: str, ids: np.ndarray) -> Tensor:
     return nn.functional.embedding(
-        torch.from_numpy(model.table.slots(feature, ids)), model.table.weight
+        torch.from_numpy(model.table.find(model.table.slots(feature, ids))), model.table.weight
     )
 
 

@@ -23,6 +23,7 @@ from marm.inputs import ModelInputs
 from marm.items import ItemFeatures
 from marm.memory import UserRows
 from marm.network import Embedded, SequenceNetwork, embed_items, look_up
+from marm.sparse import SparseTable
 from marm.stage_model import Net, StageModel, StepOutput, check_single_user
 
 TEMPERATURE = 0.1
@@ -92,8 +93,8 @@ class RetrieverNet(nn.Module):
 class Retriever(StageModel):
     """User and item vectors whose inner product ranks items for a user."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, (config.positive_task,), RetrieverNet(config))
+    def __init__(self, config: ModelConfig, table: SparseTable | None = None) -> None:
+        super().__init__(config, (config.positive_task,), RetrieverNet(config), table)
 
     @property
     def _towers(self) -> RetrieverNet:
@@ -125,7 +126,8 @@ class Retriever(StageModel):
         loss = (torch.logsumexp(corrected, dim=1) - corrected.diagonal())[positive].sum()
         no_rows = item_BV.detach().new_zeros((len(item_BV), 0, self.config.attention_dim))
         scores = own.detach().float().cpu().numpy()[:, None]
-        return StepOutput(loss, scores, no_rows)
+        vectors = users.detach().view(len(item_BV), self.config.num_user_vectors, users.shape[1])
+        return StepOutput(loss, scores, no_rows, vectors)
 
     def num_labels(self, labels_B: NDArray[np.float32]) -> int:
         """Number of positive events: each is one softmax."""
@@ -171,7 +173,7 @@ class Retriever(StageModel):
     def popularity(self, items: ItemFeatures) -> NDArray[np.float32]:
         """Smoothed positive rate times log exposures, ``[M]``: what to show whom nothing is known
         of."""
-        slots = torch.from_numpy(self.inputs.item_slots(items)[:, 0].copy())
+        slots = self.stat_slots(self.inputs.item_slots(items))
         rate = self.stats.means(slots)[:, 0]
         return (rate * torch.log1p(self.stats.exposures[slots])).float().cpu().numpy()
 

@@ -1,13 +1,14 @@
-"""Sparse features (Eq. 2): one hashed embedding table, and the optimiser that updates its rows.
+"""Sparse features (Eq. 2): embedding tables, and the optimiser that updates their rows.
 
 Only the rows a batch touches are read, get a gradient and are updated, so the cost of a step does
-not depend on the size of the table. Ids are hashed, so ids never seen before are served and learned
-like any other.
+not depend on the size of the table. What all tables share is here; `HashedTable` is the plain one.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +21,15 @@ from marm.addressing import feature_slots
 FEATURE_SALTS = {"item": 1, "author": 2, "tag": 3, "duration": 4, "user": 5, "context": 6}
 """Salts keep equal ids of different features in different rows; part of the stored format."""
 
+ROW_STATE_BYTES = 12
+"""Beside its numbers a row has a squared gradient and a place for removing duplicates."""
+
 
 @dataclass(frozen=True)
 class SparseRows:
     """The distinct table rows of one batch, detached from the table.
 
-    ``values`` is a leaf that collects the gradient; `HashedTable.rows_of` says which row is which.
+    ``values`` is a leaf that collects the gradient; `SparseTable.rows_of` says which row is which.
     """
 
     slots: Tensor  # [R] int64, distinct
@@ -36,36 +40,46 @@ class SparseRows:
         return nn.functional.embedding(position, self.values)
 
 
-class HashedTable(nn.Module):
-    """Embedding table ``[num_slots, F]`` addressed by hashed (feature, id) pairs."""
+class SparseTable(nn.Module, ABC):
+    """An embedding table. Ids have an *address* that never changes (`slots`) and depends on nothing
+    learned, so it can be computed ahead; the row that an address has now is found by `find`."""
 
     weight: Tensor
     squared_gradient: Tensor
 
-    def __init__(self, num_slots: int, feature_dim: int, init_std: float = 0.05) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.num_slots = num_slots
         # Buffers, not parameters: gradients are per row and never dense.
-        self.register_buffer("weight", torch.randn(num_slots, feature_dim) * init_std)
-        self.register_buffer("squared_gradient", torch.zeros(num_slots), persistent=False)
-        self._position_of_slot = np.zeros(num_slots, np.int64)
+        self.register_buffer("weight", weight)
+        self.register_buffer("squared_gradient", torch.zeros(len(weight)), persistent=False)
+        self._position_of_row = np.zeros(len(weight), np.int64)
         self._scratch_in_use = threading.Lock()  # a server scores in several threads at once
 
+    @abstractmethod
     def slots(self, feature: str, ids: ArrayLike) -> NDArray[np.int64]:
-        """Table rows of ``ids`` of one feature, in the shape of ``ids``."""
-        array = np.asarray(ids)
-        return feature_slots(FEATURE_SALTS[feature], array.ravel(), self.num_slots).reshape(
-            array.shape
-        )
+        """Addresses of ``ids`` of one feature, in the shape of ``ids``."""
+
+    @abstractmethod
+    def find(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of ``weight`` that the addresses have now, in their shape."""
+
+    @abstractmethod
+    def stat_slots(self, addresses: Tensor) -> Tensor:
+        """Where item statistics of the addresses are kept, in ``[0, num_slots)``."""
+
+    @abstractmethod
+    def observe(self, addresses_BK: Callable[[], Tensor]) -> None:
+        """Take note of what the events of all workers had, one event a row; called after they were
+        learned, and alike on every worker. A table that has no use for it asks nobody."""
 
     def rows_of(self, *slot_arrays: NDArray[np.int64]) -> tuple[SparseRows, list[Tensor]]:
         """Distinct rows of all ``slot_arrays`` and, for each array, positions into them."""
-        flat = np.concatenate([array.ravel() for array in slot_arrays])
-        # Deduplicate in O(len) with a scratch map instead of a sort: last writer represents a slot.
+        flat = self.find(np.concatenate([array.ravel() for array in slot_arrays]))
+        # Deduplicate in O(len) with a scratch map instead of a sort: last writer represents a row.
         order = np.arange(len(flat))
         with self._scratch_in_use:
-            self._position_of_slot[flat] = order
-            representative = self._position_of_slot[flat]
+            self._position_of_row[flat] = order
+            representative = self._position_of_row[flat]
         is_first = representative == order
         position = (np.cumsum(is_first) - 1)[representative]
         slots = torch.from_numpy(flat[is_first]).to(self.weight.device)
@@ -86,3 +100,41 @@ class HashedTable(nn.Module):
         self.squared_gradient[slots] = squared
         scale = learning_rate / (squared.sqrt() + epsilon)
         self.weight[slots] -= gradient * scale[:, None]
+
+
+class HashedTable(SparseTable):
+    """``num_slots`` rows addressed by hashed (feature, id) pairs: never grows, and ids collide.
+
+    Ids never seen before are served and learned like any other.
+    """
+
+    def __init__(self, num_slots: int, feature_dim: int, init_std: float = 0.05) -> None:
+        super().__init__(torch.randn(num_slots, feature_dim).mul_(init_std))
+        self.num_slots = num_slots
+
+    @staticmethod
+    def addresses(feature: str, ids: ArrayLike, num_slots: int) -> NDArray[np.int64]:
+        """See `SparseTable.slots`: here the rows themselves."""
+        array = np.asarray(ids)
+        flat = feature_slots(FEATURE_SALTS[feature], array.ravel(), num_slots)
+        return flat.reshape(array.shape)
+
+    @staticmethod
+    def needed_bytes(num_slots: int, feature_dim: int) -> int:
+        """What a table takes, with its optimiser."""
+        return num_slots * (4 * feature_dim + ROW_STATE_BYTES)
+
+    def slots(self, feature: str, ids: ArrayLike) -> NDArray[np.int64]:
+        """See `SparseTable.slots`."""
+        return self.addresses(feature, ids, self.num_slots)
+
+    def find(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `SparseTable.find`: the addresses themselves."""
+        return addresses
+
+    def stat_slots(self, addresses: Tensor) -> Tensor:
+        """See `SparseTable.stat_slots`: the addresses themselves."""
+        return addresses
+
+    def observe(self, addresses_BK: Callable[[], Tensor]) -> None:
+        """See `SparseTable.observe`: every id has its row from the start."""

@@ -20,7 +20,8 @@ from marm.inputs import InputBuilder, ModelInputs
 from marm.item_stats import ItemStats
 from marm.memory import UserRows
 from marm.network import Embedded, embed, look_up
-from marm.sparse import HashedTable
+from marm.sparse import SparseTable
+from marm.tables import build_table
 
 Net = Callable[..., "tuple[Tensor, ...]"]
 """The dense half of a model, or the same half wrapped for distributed training."""
@@ -33,15 +34,22 @@ class StepOutput:
     loss_sum: Tensor  # scalar, summed over the terms that `StageModel.num_labels` counts
     scores_BT: NDArray[np.float32]  # predictions made before learning, one column per task
     rows_BLD: Tensor  # y_1..y_L (Eq. 7, 8), detached
+    user_vectors_BKV: Tensor | None = None  # of retrieval, detached
 
 
 class StageModel(nn.Module, ABC):
     """A sparse half (`table`), running item statistics (`stats`) and a dense half (`net`)."""
 
-    def __init__(self, config: ModelConfig, tasks: tuple[str, ...], net: nn.Module) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tasks: tuple[str, ...],
+        net: nn.Module,
+        table: SparseTable | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.tasks, self.net = config, tasks, net
-        self.table = HashedTable(config.num_slots, config.feature_dim)
+        self.table = build_table(config) if table is None else table
         self.stats = ItemStats(config.num_slots, len(tasks))
         self.inputs = InputBuilder(config, self.table)
         self._task_columns = [TASKS.index(task) for task in tasks]
@@ -70,8 +78,14 @@ class StageModel(nn.Module, ABC):
         return torch.where(regression, means, torch.logit(means.clamp(1e-4, 1 - 1e-4)))
 
     def item_slots(self, inputs: ModelInputs) -> Tensor:
-        """Table rows of the targets' item ids, ``[B]``."""
-        return torch.from_numpy(inputs.target_slots_BK[:, 0].copy()).to(self.table.weight.device)
+        """Where the statistics of the targets' item ids are kept, ``[B]``."""
+        return self.stat_slots(inputs.target_slots_BK)
+
+    def stat_slots(self, item_slots_BK: NDArray[np.int64]) -> Tensor:
+        """Where the statistics of items are kept, ``[B]``, given the addresses of their features,
+        item ids first."""
+        addresses = torch.from_numpy(item_slots_BK[:, 0].copy()).to(self.table.weight.device)
+        return self.table.stat_slots(addresses)
 
     def probabilities(self, logits_BT: Tensor) -> NDArray[np.float32]:
         """Outputs as probabilities, or seconds for watch time."""

@@ -8,19 +8,22 @@ rows at or after the events it serves, so a replay changes nothing that was alre
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cache_actors.event_log.offsets import LogOffsets
+from marm.config import ModelConfig
+from train.batcher import FeedState
 from train.config import TrainConfig
 from train.learner_file import load_learner_state, save_learner_state
-from train.metrics import Predictions
+from train.metrics_state import load_metrics, save_metrics
 from train.stream import StreamTrainer
 
 _STATE_FILE = "state.json"
-_FORMAT = 2
+_FORMAT = 3
 
 
 class CheckpointError(RuntimeError):
@@ -36,8 +39,10 @@ def save_checkpoint(trainer: StreamTrainer, directory: Path, offsets: LogOffsets
         offsets: how far all workers together have learned and saved.
     """
     rank = trainer.collective.rank
-    for stage, arrays in trainer.metrics.state().items():
-        np.savez(directory / f"metrics-{stage}-{rank}.npz", allow_pickle=False, **arrays)
+    save_metrics(trainer, directory)
+    np.savez_compressed(
+        directory / f"feed-{rank}.npz", allow_pickle=False, **trainer.feed_state.to_arrays()
+    )
     if rank != 0:
         return
     for learner in trainer.learners:
@@ -47,6 +52,7 @@ def save_checkpoint(trainer: StreamTrainer, directory: Path, offsets: LogOffsets
         "step": trainer.step,
         "events_seen": trainer.events_seen,
         "published_step": trainer.published_step,
+        "started_s": trainer.started_s,
         "evaluated": asdict(trainer.metrics.evaluated),
         "log_offsets": offsets.to_dict(),
         "memory_watermark": {"namespace": trainer.config.namespace.name, "step": trainer.step},
@@ -70,13 +76,32 @@ def checkpoint_offsets(directory: Path, config: TrainConfig) -> LogOffsets:
             f"expected checkpoint format {_FORMAT}, got {state.get('format')}; "
             "start a new run under another name"
         )
-    models = json.loads(json.dumps([model.to_dict() for model in config.models]))
-    if state["models"] != models:
+    differences = _differences(state["models"], config.models)
+    if differences:
         raise CheckpointError(
-            f"the checkpoint in {directory} is of models with other settings; continue with those "
-            "settings, or start a new run under another name"
+            f"the checkpoint in {directory} is of models with other settings "
+            f"({'; '.join(differences)}); continue with those settings, or start a new run under "
+            "another name"
         )
     return LogOffsets.from_dict(state["log_offsets"])
+
+
+def _differences(saved: list[dict[str, Any]], wanted: tuple[ModelConfig, ...]) -> list[str]:
+    """What this run's models have other than a checkpoint's, setting by setting."""
+    stages = [model["stage"] for model in saved]
+    if stages != [model.stage for model in wanted]:
+        return [f"stages: saved {stages}, now {[model.stage for model in wanted]}"]
+    found = []
+    for values, model in zip(saved, wanted, strict=True):
+        now = json.loads(json.dumps(model.to_dict()))
+        # A setting that is newer than the checkpoint had its default when that was written.
+        then = {**json.loads(json.dumps(ModelConfig(stage=model.stage).to_dict())), **values}
+        found += [
+            f"{model.stage}: {name} was {then.get(name)}, is {now.get(name)}"
+            for name in sorted(then.keys() | now.keys())
+            if then.get(name) != now.get(name)
+        ]
+    return found
 
 
 def load_checkpoint(trainer: StreamTrainer, directory: Path) -> None:
@@ -85,16 +110,23 @@ def load_checkpoint(trainer: StreamTrainer, directory: Path) -> None:
     for learner in trainer.learners:
         saved = load_learner_state(directory / f"{learner.stage}.safetensors")
         learner.load_state(saved)
-    trainer.restore(state["step"], state["events_seen"], state["published_step"])
-    # A log that has grown is evaluated at its new end; predictions of another window do not mix.
-    same_window = state["evaluated"] == asdict(trainer.metrics.evaluated)
-    if trainer.collective.rank == 0 and same_window:
-        _load_metrics(trainer, directory)
+    trainer.restore(
+        state["step"],
+        state["events_seen"],
+        state["published_step"],
+        _load_feed(trainer, directory),
+        state.get("started_s", trainer.started_s),
+    )
+    load_metrics(trainer, directory, state["evaluated"] == asdict(trainer.metrics.evaluated))
 
 
-def _load_metrics(trainer: StreamTrainer, directory: Path) -> None:
-    """Worker 0 takes over the evaluation of all workers of the interrupted run."""
-    for stage, predictions in trainer.metrics.evaluation.items():
-        for part in sorted(directory.glob(f"metrics-{stage}-*.npz")):
-            with np.load(part, allow_pickle=False) as arrays:
-                predictions.extend(Predictions.from_arrays(predictions.tasks, dict(arrays)))
+def _load_feed(trainer: StreamTrainer, directory: Path) -> FeedState:
+    """Every worker knows all times; worker 0 continues the counts of all."""
+    parts = []
+    for part in sorted(directory.glob("feed-*.npz")):
+        with np.load(part, allow_pickle=False) as arrays:
+            parts.append(dict(arrays))
+    merged = FeedState.merge(parts)
+    if trainer.collective.rank == 0:
+        return merged
+    return replace(merged, tallies=FeedState.start().tallies)

@@ -37,6 +37,8 @@ class TrainConfig:
         max_failures: restarts after lost workers before giving up.
         follow: keep training when the end of the log is reached, as it grows.
         idle_timeout_s: end a following run after this long without new events; None: never.
+        max_ahead_s: events further ahead of the clock than this are skipped and counted; None keeps
+            all of them.
     """
 
     models: tuple[ModelConfig, ...] = (ModelConfig(),)
@@ -58,6 +60,7 @@ class TrainConfig:
     max_failures: int = 3
     follow: bool = False
     idle_timeout_s: float | None = None
+    max_ahead_s: float | None = 86_400.0
 
     def __post_init__(self) -> None:
         stages = [model.stage for model in self.models]
@@ -88,6 +91,10 @@ class TrainConfig:
         if not 0 <= self.evaluation_fraction <= 1:
             raise ValueError(
                 f"evaluation_fraction must be in [0, 1], got {self.evaluation_fraction}"
+            )
+        if self.max_ahead_s is not None and not 0 <= self.max_ahead_s < float("inf"):
+            raise ValueError(
+                f"max_ahead_s must be None or seconds of at least 0, got {self.max_ahead_s}"
             )
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}")

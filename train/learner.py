@@ -65,6 +65,8 @@ class Learner:
         slots = self._collective.concat(self.model.item_slots(embedded.inputs))
         targets = self._collective.concat(self.model.targets(labels_B))
         self.model.stats.update(slots, targets)
+        own = event_addresses(embedded.inputs)
+        self.model.table.observe(lambda: self._collective.concat(own.to(self.device)))
 
     def _update_table(self, embedded: Embedded) -> None:
         slots, gradient = embedded.sparse.slots, embedded.sparse.values.grad
@@ -97,3 +99,12 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.model.table.squared_gradient.copy_(state["table"])
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+def event_addresses(inputs: ModelInputs) -> Tensor:
+    """Addresses ``[B, K]`` of everything each event has: its item's features, user and context.
+
+    The rows of histories are not among them: an id is in use when it is in an event.
+    """
+    of_events = np.stack([inputs.user_slots_B, inputs.context_slots_B], axis=1)
+    return torch.from_numpy(np.concatenate([inputs.target_slots_BK, of_events], axis=1))

@@ -11,13 +11,11 @@ from cache_actors.event_log.catalog import read_catalog
 from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
 from cache_actors.registry import ITEMS, ModelRegistry
-from marm.items import ItemFeatures
 from marm.probe import probe
 from marm.retriever import Retriever
+from train.item_vectors import item_vectors
 from train.learner import Learner
 from train.stream import StreamTrainer
-
-_ITEMS_PER_PASS = 65_536
 
 
 def publish_versions(trainer: StreamTrainer, home: Home, offsets: LogOffsets) -> dict[str, int]:
@@ -71,10 +69,3 @@ def _item_tables(learner: Learner, home: Home) -> dict[str, dict[str, NDArray]]:
             "vectors": item_vectors(model, items),
         }
     }
-
-
-def item_vectors(model: Retriever, items: ItemFeatures) -> NDArray[np.float32]:
-    """Vectors ``[M, V]`` of all ``items``, in passes of bounded memory."""
-    starts = range(0, len(items), _ITEMS_PER_PASS)
-    parts = [model.item_vectors(items.take(slice(i, i + _ITEMS_PER_PASS))) for i in starts]
-    return np.concatenate([np.empty((0, model.config.output_dim), np.float32), *parts])

@@ -20,6 +20,7 @@ from train.checkpoint import CheckpointError, checkpoint_offsets
 from train.config import TrainConfig
 from train.metrics import EvaluationWindow
 from train.progress import Progress, read_progress
+from train.table_memory import TableMemoryError, available_bytes, require_table_memory
 from train.worker import RunRequest, train_worker
 
 _PROGRESS_POLL_S = 0.5
@@ -40,6 +41,9 @@ class TrainingResult:
     versions: dict[str, int]  # published, by stage
     hit_rate: float  # share of the rows read that were memorised
     evaluation: dict[str, dict[str, dict[str, float]]]  # by stage and task
+    screened: dict[str, int]  # events and labels that can't be right (see `train.screening`)
+    log_problems: list[str]  # parts of the log that were damaged or missing, and skipped
+    metrics_file: str = ""  # the evaluation, and figures of every day (`train.metrics_file`)
 
 
 def run_training(
@@ -60,14 +64,19 @@ def run_training(
     """
     num_events = require_events(home, config)
     _require_devices(config)
+    _require_table_memory(config)
     _require_same_models(home.runs / run_name, config)
     progress_path = home.runs / f"{run_name}.progress.json"
     progress_path.unlink(missing_ok=True)
+    metrics_path = home.runs / f"{run_name}.metrics.json"
+    metrics_path.unlink(missing_ok=True)
+    log = EventLog(home.log)
     request = RunRequest(
         home.path,
         config,
-        evaluation_window(EventLog(home.log), num_events, config.evaluation_fraction),
+        evaluation_window(log, num_events, config.evaluation_fraction),
         progress_path,
+        metrics_path,
         pool,
     )
     trainer = TorchTrainer(
@@ -94,6 +103,7 @@ def run_training(
                 f"training run {run_name!r} failed: {error}; it continues from its last "
                 "checkpoint when started again"
             ) from error
+    log.num_events()  # looks at what has come meanwhile, too
     return TrainingResult(
         int(metrics["events_seen"]),
         int(metrics["step"]),
@@ -101,6 +111,9 @@ def run_training(
         metrics["versions"],
         metrics["hit_rate"],
         metrics["evaluation"],
+        metrics["screened"],
+        log.problems,
+        str(metrics_path),
     )
 
 
@@ -136,6 +149,18 @@ def _require_devices(config: TrainConfig) -> None:
             f"device 'cuda' needs one GPU per worker: {config.num_workers} workers, but the "
             f"cluster has {num_gpus:.0f} GPUs; lower num_workers, or train with device 'cpu'"
         )
+
+
+def _require_table_memory(config: TrainConfig) -> None:
+    """Where all workers are on this node, refuse tables that would not fit beside each other;
+    workers elsewhere look for themselves."""
+    num_nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    if config.device != "cpu" or num_nodes != 1:
+        return
+    try:
+        require_table_memory(config.models, available_bytes(), config.num_workers)
+    except TableMemoryError as error:
+        raise TrainingError(str(error)) from error
 
 
 def evaluation_window(log: EventLog, num_events: int, fraction: float) -> EvaluationWindow:

@@ -21,13 +21,17 @@ from cache_actors.store.row_formats import as_read
 from marm.events import EventBatch
 from marm.inputs import ModelInputs
 from marm.memory import Memory, UserRows
+from marm.retriever import Retriever
 from marm.sequence import enters_sequence, raw_rows
-from train.batcher import Batcher, EventSource, MicroBatch
+from train.batcher import Batcher, EventSource, FeedState, MicroBatch
 from train.collective import Collective
 from train.config import TrainConfig
 from train.learner import Learner
+from train.lost_rows import LostRows, fetch_without
 from train.metrics import EvaluationWindow, StreamingMetrics
 from train.overlay import Overlay, PendingSave
+from train.retrieval_metrics import RetrievalMetrics
+from train.screening import EventScreen
 
 _IDLE_POLL_S = 0.2
 _PUBLISH_WHEN_CAUGHT_UP_S = 5.0
@@ -38,8 +42,10 @@ class Prepared:
     """A micro-batch with everything that does not depend on weights."""
 
     events: EventBatch
+    rows: UserRows
     inputs: list[ModelInputs]  # one per learner
     resume: LogOffsets | None
+    state: FeedState | None  # of the feed, where ``resume`` is
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,16 @@ class StreamTrainer:
         self.learners = [Learner(model, config, collective) for model in config.models]
         tasks = {learner.stage: learner.model.tasks for learner in self.learners}
         self.metrics = StreamingMetrics(tasks, evaluated)
+        self.retrieval_metrics = _retrieval_metrics(self.learners, evaluated, collective)
         self.step = 0
         self.events_seen = 0
         self.offsets = source.offsets
         self._source = source
         self._memory = memory
-        self._batcher = Batcher(source, config.batch_size)
+        self._batcher = Batcher(source, config.batch_size, EventScreen(config.max_ahead_s))
+        self.feed_state = self._batcher.state()
         self._overlay = Overlay()
+        self.started_s = int(time.time())  # of the run, however often it was continued
         self._last_checkpoint_step = self.published_step = 0
         self._last_publish_s = time.monotonic()
 
@@ -80,7 +89,7 @@ class StreamTrainer:
         """Train to the end of the log, or on and on when following; every row is acknowledged and
         the last version published when this returns. A last checkpoint is left to the caller."""
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as executor:
-            prepared = executor.submit(self._prepare)
+            prepared = executor.submit(self._prepare, self.step)
             idle_since = time.monotonic()
             while True:
                 batch = prepared.result()
@@ -90,13 +99,14 @@ class StreamTrainer:
                     prepared = self._train_step(batch, header, executor)
                     self._after_step(header, hooks)
                     continue
+                self._note_place(batch)
                 if header.is_publish_due and self.step > self.published_step:
                     self._publish(hooks)
                     self._checkpoint(hooks)
                 if header.is_over:
                     break
                 time.sleep(_IDLE_POLL_S)
-                prepared = executor.submit(self._prepare)
+                prepared = executor.submit(self._prepare, self.step)
         self.flush()
         if self.step > self.published_step:
             self._publish(hooks)
@@ -105,31 +115,45 @@ class StreamTrainer:
         """Wait until every computed row is acknowledged by the memory."""
         self._overlay.flush()
 
-    def restore(self, step: int, events_seen: int, published_step: int) -> None:
+    def restore(
+        self,
+        step: int,
+        events_seen: int,
+        published_step: int,
+        feed_state: FeedState,
+        started_s: int,
+    ) -> None:
         """Continue counting from a checkpoint; learners and metrics are loaded by the caller."""
+        self.started_s = min(self.started_s, started_s)
+        self._batcher.restore(feed_state)
+        self.feed_state = feed_state
         self.step = self._last_checkpoint_step = step
         self.events_seen, self.published_step = events_seen, published_step
 
-    def _prepare(self) -> Prepared:
+    def _prepare(self, step: int) -> Prepared:
+        """The next batch, to be learned in ``step``."""
         micro_batch = self._batcher.next()
         if micro_batch is None:
             # Whatever was handed out is learned by the time this empty batch is.
-            micro_batch = MicroBatch(EventBatch.empty(), self._source.offsets)
+            micro_batch = MicroBatch(
+                EventBatch.empty(), self._source.offsets, self._batcher.state()
+            )
         events = micro_batch.events
         if self.config.writes_memory:
-            rows = self._fetch_history(events)
+            rows = self._fetch_history(events, step)
             inputs = [learner.model.inputs.for_training(events, rows) for learner in self.learners]
         else:
             rows = self._fetch_through(events)
             inputs = [learner.model.inputs.for_reading(events, rows) for learner in self.learners]
-        return Prepared(events, inputs, micro_batch.resume)
+        return Prepared(events, rows, inputs, micro_batch.resume, micro_batch.state)
 
-    def _fetch_history(self, events: EventBatch) -> UserRows:
+    def _fetch_history(self, events: EventBatch, step: int) -> UserRows:
         """Rows from before each user's first event of the batch."""
         users, before_ms = _per_user(events, np.minimum, np.iinfo(np.int64).max)
         self._overlay.settle()
-        fetched = self._memory.fetch(users, self.config.history_length, before_ms)
-        return self._overlay.merge(fetched, self.config.history_length, before_ms)
+        lost, n = LostRows(self.started_s, step), self.config.history_length
+        fetched = fetch_without(lost, self._memory, users, n, before_ms)
+        return self._overlay.merge(fetched, n, before_ms)
 
     def _fetch_through(self, events: EventBatch) -> UserRows:
         """Rows from before each user's last event of the batch, enough for all of them."""
@@ -144,19 +168,25 @@ class StreamTrainer:
         memory_BLD = None
         for learner, inputs in zip(self.learners, batch.inputs, strict=True):
             output = learner.predict(inputs, labels, memory_BLD)
-            self.metrics.add(learner.stage, batch.events, output.scores_BT)
+            self.metrics.add(learner.stage, batch.events, output.scores_BT, self.step)
             if learner.stage == "ranking":
                 memory_BLD = output.rows_BLD
                 self._save(batch.events, memory_BLD)
+            if learner.stage == "retrieval" and self.retrieval_metrics is not None:
+                self.retrieval_metrics.observe(batch.events, batch.rows, output, self.step)
         # From here on the next batch sees this one's rows, so it can be prepared meanwhile.
-        following = executor.submit(self._prepare)
+        following = executor.submit(self._prepare, self.step + 1)
         for learner, num_labels in zip(self.learners, header.num_labels, strict=True):
             learner.learn(labels, num_labels)
         self.step += 1
         self.events_seen += header.num_events
-        if batch.resume is not None:
-            self.offsets = batch.resume
+        self._note_place(batch)
         return following
+
+    def _note_place(self, batch: Prepared) -> None:
+        """Where a run would continue after ``batch``."""
+        if batch.resume is not None and batch.state is not None:
+            self.offsets, self.feed_state = batch.resume, batch.state
 
     def _save(self, events: EventBatch, memory_BLD: torch.Tensor) -> None:
         """``MARMCacheSave`` (Eq. 8) of the events that enter the sequence."""
@@ -210,6 +240,9 @@ class StreamTrainer:
     def _checkpoint(self, hooks: Hooks) -> None:
         # A checkpoint implies that every row before its offsets is acknowledged.
         self.flush()
+        self.metrics.days.close_idle(self.collective)
+        if self.retrieval_metrics is not None:
+            self.retrieval_metrics.forget_vectors()
         hooks.checkpoint()
         self._last_checkpoint_step = self.step
 
@@ -222,6 +255,16 @@ class _Header:
     is_over: bool
     is_interval_over: bool  # publish although there is more to learn
     num_labels: list[int]
+
+
+def _retrieval_metrics(
+    learners: list[Learner], evaluated: EvaluationWindow, collective: Collective
+) -> RetrievalMetrics | None:
+    """None when there is nothing to evaluate."""
+    for learner in learners:
+        if isinstance(learner.model, Retriever) and not evaluated.is_empty:
+            return RetrievalMetrics(learner.model, evaluated, collective)
+    return None
 
 
 def _per_user(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,15 @@ from marm.addressing import NUM_BUCKETS
 from train.checkpoint import checkpoint_offsets, load_checkpoint, save_checkpoint
 from train.collective import Collective, DistributedWorkers, SingleWorker
 from train.config import TrainConfig
+from train.daily import DayTable
+from train.evaluation import evaluate
 from train.metrics import EvaluationWindow
+from train.metrics_file import MetricsReport, write_metrics
+from train.predictions import Figures
 from train.progress import Progress, write_progress
 from train.publish import publish_versions
 from train.stream import Hooks, StreamTrainer
+from train.table_memory import device_bytes, require_table_memory
 
 _PROGRESS_INTERVAL_S = 0.5
 
@@ -37,7 +42,9 @@ class RunRequest:
     config: TrainConfig
     evaluated: EvaluationWindow
     progress_path: Path
+    metrics_path: Path
     pool: str = "default"
+    started_s: int = field(default_factory=lambda: int(time.time()))  # for all attempts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as Ray Train hands them to workers."""
@@ -46,7 +53,9 @@ class RunRequest:
             "config": self.config.to_dict(),
             "evaluated": asdict(self.evaluated),
             "progress_path": str(self.progress_path),
+            "metrics_path": str(self.metrics_path),
             "pool": self.pool,
+            "started_s": self.started_s,
         }
 
     @staticmethod
@@ -57,7 +66,9 @@ class RunRequest:
             TrainConfig.from_dict(values["config"]),
             EvaluationWindow(**values["evaluated"]),
             Path(values["progress_path"]),
+            Path(values["metrics_path"]),
             values["pool"],
+            values["started_s"],
         )
 
 
@@ -84,9 +95,11 @@ def _run(request: RunRequest, collective: Collective, resume_from: Path | None) 
     if resume_from is not None:
         offsets = checkpoint_offsets(resume_from, config)
     reader = EventLog(home.log).reader(offsets, owned)
+    require_table_memory(config.models, device_bytes(config.device))
     pool = connect_pool(home, name=request.pool)
     with MemoryClient(pool, config.namespace) as memory:
         trainer = StreamTrainer(config, memory, reader, collective, request.evaluated)
+        trainer.started_s = request.started_s
         if resume_from is not None:
             load_checkpoint(trainer, resume_from)
         reporter = _Reporter(request, trainer, home, owned)
@@ -108,8 +121,9 @@ class _Reporter:
         self._versions: dict[str, int] = {}
 
     def checkpoint(self) -> None:
-        """Report a checkpoint; a barrier for all workers."""
+        """Report a checkpoint, and figures of the days that are over; a barrier for all workers."""
         self._report(self._rates())
+        self._write_metrics({}, self._trainer.metrics.days.closed())
 
     def _report(self, metrics: dict[str, Any]) -> None:
         offsets = self._all_offsets()
@@ -140,18 +154,28 @@ class _Reporter:
 
     def finish(self, hit_rate: float) -> None:
         """Report the last checkpoint, with the evaluation over all workers and the share of rows
-        that were memorised."""
+        that were memorised; write the metrics with all days."""
         collective = self._trainer.collective
-        evaluation = self._trainer.metrics.evaluation
-        parts = collective.gather({stage: p.arrays() for stage, p in evaluation.items()})
+        evaluation = evaluate(self._trainer)
+        self._write_metrics(evaluation, self._trainer.metrics.days.table(collective))
         hit_rates = collective.gather(hit_rate)
         summary: dict[str, Any] = {
             **self._rates(),
             "versions": self._versions,
             "hit_rate": float(np.mean(hit_rates)),
-            "evaluation": _summarize(self._trainer, parts) if self._is_first else {},
+            "screened": _add_up(collective.gather(self._trainer.feed_state.tallies)),
+            "evaluation": evaluation,
         }
         self._report(summary)
+
+    def _write_metrics(self, total: dict[str, Figures], days: DayTable) -> None:
+        metrics, collective = self._trainer.metrics, self._trainer.collective
+        late_events = sum(collective.gather(metrics.days.late_events))
+        if self._is_first:
+            window = metrics.evaluated
+            evaluated_ms = None if window.is_empty else (window.from_ms, window.to_ms)
+            report = MetricsReport(evaluated_ms, total, days, late_events)
+            write_metrics(self._request.metrics_path, report)
 
     def _all_offsets(self) -> LogOffsets:
         collective = self._trainer.collective
@@ -170,14 +194,5 @@ class _Reporter:
         }
 
 
-def _summarize(
-    trainer: StreamTrainer, parts: list[dict[str, dict[str, np.ndarray]]]
-) -> dict[str, dict[str, dict[str, float]]]:
-    summary = {}
-    for stage, own in trainer.metrics.evaluation.items():
-        merged = type(own)(own.tasks)
-        for part in parts:
-            merged.extend(type(own).from_arrays(own.tasks, part[stage]))
-        if len(merged):
-            summary[stage] = merged.summarize()
-    return summary
+def _add_up(parts: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(part[name] for part in parts) for name in parts[0]}

@@ -71,7 +71,8 @@ def train_command(
     shards: ShardsOption = None,
     address: AddressOption = None,
 ) -> None:
-    """Train all stages in one pass over the log; prints the evaluation as JSON."""
+    """Train all stages in one pass over the log; prints the evaluation as JSON. The file that it
+    names as metrics_file has the figures of every day too."""
     ranking = ModelConfig(
         namespace=Namespace(depth=depth, dim=dim, dtype=dtype, epoch=epoch, sequence=sequence),
         depth=depth,

@@ -43,7 +43,7 @@ from stages.index_recall import measure_recall, sample_queries
 from stages.item_filters import EVERY_ITEM, ItemFilter, ItemLists
 from stages.item_index import ItemIndex
 from stages.similar_items import SimilarItems
-from train.publish import item_vectors
+from train.item_vectors import item_vectors
 
 T = TypeVar("T")
 

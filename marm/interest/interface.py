@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from marm.attention import KeySource
+from marm.interest.user_sequence import UserSequence
 from marm.scoring_plan import ScoringPlan
 from marm.search import Categories
 
@@ -26,6 +27,14 @@ class Tags:
     query_B: Tensor  # int64
     slab_UN: Tensor  # int64
     block_P: Tensor | None  # int64
+
+
+@dataclass(frozen=True)
+class ItemEmbeddings:
+    """Rows as they were before their feedback: what a row asks with, where rows ask."""
+
+    slab_UNF: Tensor
+    block_PF: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class History:
     block_memory_BLD: Tensor | None = None  # None for the model that writes the memory
     tags: Tags | None = None  # None where items have none
     request: Categories | None = None  # of one user's candidates
+    items: ItemEmbeddings | None = None
+    sequence: UserSequence | None = None  # for the methods of `marm.config.SEQUENCE_METHODS`
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from train.data.world import write_world
 from train.data.world_config import WorldConfig
 from train.progress import Progress
 from train.run import TrainingError, TrainingResult, run_training
+from train.screening import TALLIES
 
 pytestmark = pytest.mark.cluster
 
@@ -93,6 +94,8 @@ def test_a_killed_worker_resumes_exactly(unbroken: Outcome, tmp_path: Path) -> N
     killer = Killer()
     killed = train(make_home(tmp_path), killer)
     assert len(killer.victims) == 1
+    assert killed.result.screened == dict.fromkeys(TALLIES, 0)
+    assert killed.result.log_problems == []
     assert killed.result.events_seen == unbroken.result.events_seen == NUM_EVENTS
     assert killed.result.step == unbroken.result.step
     assert killed.result.evaluation == unbroken.result.evaluation
@@ -110,6 +113,12 @@ def test_a_killed_worker_resumes_exactly(unbroken: Outcome, tmp_path: Path) -> N
         assert second is not None
         for name, tensor in first.tensors.items():
             assert tensor.equal(second.tensors[name]), f"{stage}: {name}"
+
+
+def test_tables_that_outgrow_memory_are_refused(unbroken: Outcome) -> None:
+    models = tuple(replace(model, num_slots=1 << 40) for model in CONFIG.models)
+    with pytest.raises(TrainingError, match=r"2 worker.* need .* are available; lower num_slots"):
+        run_training(unbroken.home, replace(CONFIG, models=models), run_name="huge")
 
 
 def test_a_later_run_continues_with_what_the_log_has_gained(unbroken: Outcome) -> None:

@@ -16,15 +16,17 @@ from cache_actors.event_log.offsets import FIRST_SEGMENT, LogOffsets, as_buckets
 from cache_actors.event_log.segments import SegmentFile, SegmentRows
 from marm.addressing import NUM_BUCKETS
 from marm.events import EventBatch
+from train.screening import EventScreen
 
 
 def events_before(log: EventLog, end: LogOffsets, buckets: ArrayLike) -> Iterator[EventBatch]:
     """The events of ``buckets`` that a reader had handed out when it stood at ``end``, one file
     (at most a segment file's events) at a time; none of users who were forgotten since."""
+    screen = EventScreen(max_ahead_s=None)  # whether training skipped them is not known here
     for file, wanted in _files_before(log, end, buckets):
         rows = log.rows(file, np.where(wanted > 0, 0, file.bucket_rows))
         if rows is not None:
-            yield _first_of_each(rows, wanted).readable()
+            yield screen.pass_on(_first_of_each(rows, wanted).readable())
 
 
 def num_rows_before(log: EventLog, end: LogOffsets, buckets: ArrayLike) -> int:

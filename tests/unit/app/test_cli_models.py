@@ -146,6 +146,8 @@ def test_the_last_line_of_the_demo_is_json() -> None:
         versions={"ranking": 1},
         hit_rate=0.98765,
         evaluation={"ranking": {"like": {"gauc": 0.612345}, "watch_time": {"xauc": 0.6}}},
+        screened={},
+        log_problems=[],
     )
     report = ServingReport({"request": 3.0}, {"ranking": 50}, True)
     line = json.loads(json.dumps(demo_summary(training, report, 0.55558, 10)))

@@ -9,8 +9,9 @@ import numpy as np
 
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
+from marm.addressing import NUM_BUCKETS
 from marm.events import TASKS, EventBatch
-from train.batcher import Batcher
+from train.batcher import NUM_CLOCKS, Batcher
 
 
 def events_at(pairs: list[tuple[int, int]]) -> EventBatch:
@@ -77,3 +78,47 @@ def test_a_late_event_starts_the_next_batch(tmp_path: Path) -> None:
     third = batcher.next()
     assert third is not None
     assert third.events.user_id.tolist() == [3]
+
+
+def test_lateness_survives_a_restart(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append(events_at([(1, 10), (1, 20)]))
+    log.append(events_at([(1, 5), (1, 40)]))
+    batcher = Batcher(log.reader(LogOffsets.start()), 2)
+    first = batcher.next()
+    assert first is not None
+    assert first.resume is not None
+    assert first.state is not None
+    continued = Batcher(log.reader(first.resume), 2)
+    continued.restore(first.state)
+    second = continued.next()
+    assert second is not None
+    assert second.events.timestamp_ms.tolist() == [5]  # the late one alone
+    assert second.state is None
+
+
+def test_what_is_remembered_does_not_grow_with_users(tmp_path: Path) -> None:
+    users = [(user, user) for user in range(3000)]
+    log = EventLog(tmp_path)
+    log.append(events_at(users))
+    batcher = Batcher(log.reader(LogOffsets.start()), 1000)
+    sizes = []
+    while (batch := batcher.next()) is not None:
+        assert len(batch.events) == 1000  # in order, whoever shares a clock
+        assert batch.state is not None
+        sizes.append(batch.state.clocks_ms.nbytes)
+    assert sizes == [NUM_CLOCKS * 8] * 3
+
+
+def test_users_of_different_buckets_share_no_clock() -> None:
+    assert NUM_CLOCKS % NUM_BUCKETS == 0
+
+
+def test_a_read_of_skipped_events_is_not_the_end(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append(events_at([(1, -3), (2, -2), (3, 5)]))
+    batcher = Batcher(log.reader(LogOffsets.start()), 2)
+    batch = batcher.next()
+    assert batch is not None
+    assert batch.events.timestamp_ms.tolist() == [5]
+    assert batch.resume == log.end()

@@ -10,7 +10,8 @@ from sample_events import make_events, replaced
 
 from marm.events import TASKS, EventBatch
 from marm.metrics import auc, gauc, log_loss
-from train.metrics import EvaluationWindow, Predictions, StreamingMetrics
+from train.metrics import EvaluationWindow, StreamingMetrics
+from train.predictions import Predictions
 
 TWO_TASKS = ("long_view", "watch_time")
 
@@ -88,7 +89,7 @@ def test_one_class_has_no_auc_but_a_loss() -> None:
     assert math.isnan(figures["auc"])
     assert math.isnan(figures["gauc"])
     assert np.isfinite(figures["log_loss"])
-    assert np.isfinite(figures["calibration"])
+    assert math.isnan(figures["calibration"])
 
 
 def test_arrays_survive_a_round_trip_also_when_empty() -> None:

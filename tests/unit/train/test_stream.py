@@ -23,6 +23,7 @@ from marm.sequence import enters_sequence
 from train.checkpoint import CheckpointError, checkpoint_offsets, load_checkpoint, save_checkpoint
 from train.collective import DistributedWorkers, SingleWorker
 from train.config import TrainConfig, three_stages
+from train.evaluation import evaluate
 from train.metrics import EvaluationWindow
 from train.stream import Hooks, StreamTrainer
 
@@ -334,16 +335,32 @@ def _distributed_worker(rank: int, world: int, log_path: str, out_path: str, por
     collective = DistributedWorkers(torch.device("cpu"))
     trainer = StreamTrainer(config, memory, reader, collective, EVERYTHING)
     trainer.run(no_hooks())
-    torch.save((trainer.events_seen, weights(trainer)), f"{out_path}/rank-{rank}.pt")
+    evaluation, days = evaluate(trainer), trainer.metrics.days.table(collective)
+    save_checkpoint(trainer, Path(out_path) / "checkpoint", trainer.offsets)
+    assert trainer.retrieval_metrics is not None
+    counted = trainer.retrieval_metrics.shared_state()
+    alike = {**weights(trainer), **{name: torch.from_numpy(of) for name, of in counted.items()}}
+    torch.save((trainer.events_seen, alike, evaluation, days), f"{out_path}/rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_workers_keep_equal_replicas(log: EventLog, tmp_path: Path, free_port: int) -> None:
     args = (2, str(tmp_path / "log"), str(tmp_path), free_port)
+    (tmp_path / "checkpoint").mkdir()
     mp.spawn(_distributed_worker, args=args, nprocs=2)
-    seen, first = torch.load(tmp_path / "rank-0.pt", weights_only=True)
-    seen_too, second = torch.load(tmp_path / "rank-1.pt", weights_only=True)
+    seen, first, evaluation, days = torch.load(tmp_path / "rank-0.pt", weights_only=True)
+    seen_too, second, _, _ = torch.load(tmp_path / "rank-1.pt", weights_only=True)
     assert seen == seen_too == 600
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=0, atol=0, msg=name)
         assert torch.isfinite(tensor).all()
+
+    # Their metrics are one, and any number of workers takes them over.
+    alone = StreamTrainer(
+        CONFIG, InProcessMemory(NAMESPACE), log.reader(log.end()), SingleWorker(), EVERYTHING
+    )
+    load_checkpoint(alone, tmp_path / "checkpoint")
+    assert repr(evaluate(alone)) == repr(evaluation)
+    assert repr(alone.metrics.days.table(alone.collective)) == repr(days)
+    assert evaluation["retrieval"]["long_view"]["events"] == 600
+    assert evaluation["cascading"]["long_view"]["windows"] > 0

@@ -1,0 +1,189 @@
+"""Fig. 5: GAUC as width, length and depth grow, and against the cache size C = L * n * d.
+
+    python -m benchmarks.paper.fig5 --data world --lengths 100,300,1000 --seeds 3 --out results
+
+(a) d and n at L = 0; (b) L and n at one d (``--dim``); (c) all of (b) with L > 0 against C, with
+the power law that fits them. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper.options import Experiment, common_options
+from benchmarks.paper.plan import parse_method
+from benchmarks.paper.plots import Line, Panel, plot_panels
+from benchmarks.paper.power_law import Fit, PowerLaw, SaturatingPowerLaw, fit_law
+from benchmarks.paper.report import difference_to_dict, heading, markdown_table, short
+from benchmarks.paper.statistics import Spread, paired_difference, quality
+from benchmarks.paper.trial import TrialResult
+from train.config import TrainConfig
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """One point of the figure."""
+
+    depth: int  # L
+    history_length: int  # n
+    dim: int  # d
+
+    @property
+    def cache_size(self) -> int:
+        """C: numbers in a user's cache."""
+        return self.depth * self.history_length * self.dim
+
+    @property
+    def name(self) -> str:
+        """Readable and unique."""
+        return f"L={self.depth} n={self.history_length} d={self.dim}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the grid and report."""
+    parser = common_options("fig5", __doc__)
+    parser.add_argument("--dims", type=integers, default=(16, 32, 64, 128), help="d of (a)")
+    parser.add_argument("--lengths", type=integers, default=(25, 50, 100, 200), help="n")
+    parser.add_argument("--depths", type=integers, default=(0, 1, 2, 4), help="L of (b)")
+    options = parser.parse_args(argv)
+    with Experiment("fig5", options) as experiment:
+        width = experiment.common.dim
+        wide = [Size(0, n, d) for d in options.dims for n in options.lengths]
+        deep = [Size(depth, n, width) for depth in options.depths for n in options.lengths]
+        sizes = sorted({*wide, *deep})
+        results = experiment.run_seeds({size.name: config_of(experiment, size) for size in sizes})
+        gauc = {size: _gauc(experiment, results[size.name]) for size in sizes}
+        fits = fit_cache_sizes({size: gauc[size] for size in deep})
+        gains = _gains_of_depth(experiment, deep, results)
+        document = experiment.document(
+            {
+                "points": [_point(size, gauc[size]) for size in sizes],
+                "power_law": {name: fit and fit.to_dict() for name, fit in fits.items()},
+                "gauc_over_l0": gains,
+            }
+        )
+        page = heading("Fig. 5: scaling", document) + _tables(sizes, gauc, fits)
+        plot = experiment.out(".png")
+        if plot is not None:
+            plot_panels(_panels(wide, deep, gauc, fits), plot)
+        experiment.finish(document, page)
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """``"25,50"`` as numbers."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def config_of(experiment: Experiment, size: Size) -> TrainConfig:
+    """MARM of that size, all else as the experiment has it."""
+    common = replace(experiment.common, history_length=size.history_length, dim=size.dim)
+    return common.train_config(experiment.dataset, parse_method(f"marm_l{size.depth}"), 0)
+
+
+def fit_cache_sizes(gauc: dict[Size, Spread]) -> dict[str, Fit | None]:
+    """The laws of GAUC against C, by name; sizes without a cache don't count."""
+    cached = [size for size in gauc if size.cache_size > 0]
+    sizes = [float(size.cache_size) for size in cached]
+    figures = [gauc[size].mean for size in cached]
+    laws = {"power_law": PowerLaw(), "saturating": SaturatingPowerLaw()}
+    return {name: fit_law(law, sizes, figures) for name, law in laws.items()}
+
+
+def _gauc(experiment: Experiment, results: Sequence[TrialResult]) -> Spread:
+    return quality(experiment.predictions(results))["gauc"]
+
+
+def _gains_of_depth(
+    experiment: Experiment, deep: Sequence[Size], results: dict[str, list[TrialResult]]
+) -> dict[str, Any]:
+    """GAUC of every depth less that of L = 0 at the same length, paired user by user."""
+    found = {}
+    for size in deep:
+        flat = replace(size, depth=0)
+        if size.depth > 0 and flat.name in results:
+            first, second = (
+                experiment.predictions(results[name]) for name in (size.name, flat.name)
+            )
+            found[size.name] = difference_to_dict(paired_difference(first, second))
+    return found
+
+
+def _point(size: Size, gauc: Spread) -> dict[str, Any]:
+    return {
+        "depth": size.depth,
+        "history_length": size.history_length,
+        "dim": size.dim,
+        "cache_size": size.cache_size,
+        "gauc": short(gauc.mean),
+        "std": short(gauc.std),
+    }
+
+
+def _tables(sizes: Sequence[Size], gauc: dict[Size, Spread], fits: dict[str, Fit | None]) -> str:
+    body = [
+        [
+            str(size.depth),
+            str(size.history_length),
+            str(size.dim),
+            f"{size.cache_size:,}",
+            f"{gauc[size].mean:.4f}"
+            + ("" if np.isnan(gauc[size].std) else f" ± {gauc[size].std:.4f}"),
+        ]
+        for size in sizes
+    ]
+    laws = "\n".join(
+        f"- {name}: {fit if fit is not None else 'not determined by these points'}"
+        for name, fit in fits.items()
+    )
+    return markdown_table(["L", "n", "d", "C", "GAUC"], body) + f"\nGAUC against C:\n\n{laws}\n"
+
+
+def _panels(
+    wide: Sequence[Size],
+    deep: Sequence[Size],
+    gauc: dict[Size, Spread],
+    fits: dict[str, Fit | None],
+) -> list[Panel]:
+    lengths = sorted({size.history_length for size in deep})
+    cached = [size for size in deep if size.depth > 0]
+    by_width = [
+        _line(
+            f"n={n}",
+            [s for s in wide if s.history_length == n],
+            [s.dim for s in wide if s.history_length == n],
+            gauc,
+        )
+        for n in lengths
+    ]
+    by_depth = [
+        _line(f"L={depth}", of, [size.history_length for size in of], gauc)
+        for depth in sorted({size.depth for size in deep})
+        if (of := [size for size in deep if size.depth == depth])
+    ]
+    by_cache = [
+        _line(f"L={depth}", of, [size.cache_size for size in of], gauc)
+        for depth in sorted({size.depth for size in cached})
+        if (of := [size for size in cached if size.depth == depth])
+    ]
+    fit = fits["power_law"]
+    if fit is not None:
+        ends = [size.cache_size for size in cached]
+        grid = np.geomspace(min(ends), max(ends), 50)
+        by_cache.append(Line(fit.law.formula, grid.tolist(), fit.at(grid).tolist(), (), True))
+    return [
+        Panel("(a) width, L=0", "d", "GAUC", by_width),
+        Panel("(b) depth and length", "n", "GAUC", by_depth),
+        Panel("(c) cache size", "C = L n d", "GAUC", by_cache),
+    ]
+
+
+def _line(label: str, sizes: Sequence[Size], x: Sequence[int], gauc: dict[Size, Spread]) -> Line:
+    return Line(label, x, [gauc[size].mean for size in sizes], [gauc[size].std for size in sizes])
+
+
+if __name__ == "__main__":
+    main()

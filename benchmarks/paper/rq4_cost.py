@@ -1,0 +1,193 @@
+"""RQ4: what MARM costs to train per event, against HSTU* and a single target attention.
+
+    python -m benchmarks.paper.rq4_cost --data world --depth 4 --out results
+
+All methods train on the same last events of a log, in turn, with the earlier ones as their
+histories: at every length of ``--lengths``, of which the last is where ratios are taken. MACs are
+counted while it runs (matrix products of the whole model, forward and backward), beside what the
+formulas of `marm.interest.costs` say of the method alone, forward. Use a log with histories as long
+as the longest length. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper.cost_streams import CostPoint, Slices, measure_costs
+from benchmarks.paper.fig5 import integers
+from benchmarks.paper.options import Experiment, common_options
+from benchmarks.paper.plan import parse_method
+from benchmarks.paper.plots import Line, Panel, plot_panels
+from benchmarks.paper.report import heading, markdown_table, short
+from marm.interest.costs import CostShape, macs_per_event, stored_bytes_per_user
+
+Costs = dict[str, dict[int, CostPoint]]  # by method, by history length
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and report."""
+    parser = common_options("rq4_cost", __doc__)
+    parser.set_defaults(dim=64, batch_size=32, seeds=1)
+    parser.add_argument("--depth", type=int, default=4, help="L of MARM, and blocks of HSTU*")
+    parser.add_argument("--lengths", type=integers, default=(125, 250, 500, 1000), help="n")
+    parser.add_argument("--slice-events", type=int, default=512, help="events timed at a time")
+    parser.add_argument("--rounds", type=int, default=3, help="slices timed of every method")
+    options = parser.parse_args(argv)
+    marm, hstu, flat = f"marm_l{options.depth}", f"hstu_l{options.depth}", "marm_l0"
+    with Experiment("rq4_cost", options) as experiment:
+        slices = Slices(options.slice_events, options.rounds)
+        costs = _measure(experiment, (marm, hstu, flat), options.lengths, slices)
+        longest = max(options.lengths)
+        at = {name: points[longest] for name, points in costs.items()}
+        formulas = {
+            name: {n: round(macs_per_event(*_formula(name, n, experiment, slices))) for n in points}
+            for name, points in costs.items()
+        }
+        found: dict[str, Any] = {
+            "cost_over_hstu": short(at[marm].cpu_s / at[hstu].cpu_s),
+            "cost_over_din": short(at[marm].cpu_s / at[flat].cpu_s),
+            "seconds_over_hstu": short(at[marm].seconds / at[hstu].seconds),
+            "seconds_over_din": short(at[marm].seconds / at[flat].seconds),
+            "macs_over_hstu": short(at[marm].macs / at[hstu].macs),
+            "cost_exponent": {name: short(exponent(points)) for name, points in costs.items()},
+            "slices": asdict(slices),
+            "events_per_user_and_batch": short(_crowding(experiment, slices)),
+            "formula_macs": formulas,
+            "stored_bytes_per_user": {
+                name: stored_bytes_per_user(*_formula(name, longest, experiment, slices))
+                for name in costs
+            },
+            "points": {
+                name: {n: _rounded(point) for n, point in points.items()}
+                for name, points in costs.items()
+            },
+        }
+        document = experiment.document(found)
+        page = heading("RQ4: cost of training", document) + _page(costs, found, longest)
+        plot = experiment.out(".png")
+        if plot is not None:
+            plot_panels(_panels(costs), plot)
+        experiment.finish(document, page)
+
+
+def _measure(
+    experiment: Experiment, names: Sequence[str], lengths: Sequence[int], slices: Slices
+) -> Costs:
+    costs: Costs = {name: {} for name in names}
+    for length in sorted(lengths):
+        common = replace(experiment.common, history_length=length)
+        configs = {
+            name: common.train_config(experiment.dataset, parse_method(name), 0) for name in names
+        }
+        for name, point in measure_costs(experiment.dataset, configs, slices).items():
+            costs[name][length] = point
+            print(
+                f"n={length} {name}: {1e3 * point.cpu_s:.2f} CPU ms, {1e3 * point.seconds:.2f} ms, "
+                f"{point.macs / 1e6:.1f} M MACs per event",
+                flush=True,
+            )
+    return costs
+
+
+def _crowding(experiment: Experiment, slices: Slices) -> float:
+    """Events of a user in a batch, on average: methods that run over a whole history once for all
+    of them, as HSTU* does, gain by every further one."""
+    size = experiment.common.batch_size
+    timed = experiment.dataset.events.user_id[-slices.total_events :]
+    users = [len(np.unique(timed[at : at + size])) for at in range(0, len(timed), size)]
+    return len(timed) / sum(users)
+
+
+def _formula(
+    name: str, length: int, experiment: Experiment, slices: Slices
+) -> tuple[str, CostShape]:
+    """A method and its sizes as `marm.interest.costs` takes them."""
+    method = parse_method(name)
+    (interest,) = method.interests
+    per_user = max(1, round(_crowding(experiment, slices)))
+    shape = CostShape(
+        rows=length,
+        dim=experiment.common.dim,
+        layers=method.depth if interest.method == "marm" else interest.layers,
+        events_per_user=per_user,
+        users=max(1, experiment.common.batch_size // per_user),
+    )
+    return interest.method, shape
+
+
+def exponent(points: Mapping[int, CostPoint]) -> float:
+    """Slope of the logarithm of CPU time over that of n; NaN for a single length."""
+    if len(points) < 2:
+        return float("nan")
+    spent = [point.cpu_s for point in points.values()]
+    return float(np.polyfit(np.log(list(points)), np.log(spent), 1)[0])
+
+
+def _rounded(point: CostPoint) -> dict[str, float | None]:
+    return {name: short(value) for name, value in asdict(point).items()}
+
+
+def _page(costs: Costs, found: Mapping[str, Any], longest: int) -> str:
+    body = [
+        [
+            parse_method(name).title,
+            str(n),
+            f"{1e3 * point.cpu_s:.3f}",
+            f"{1e3 * point.seconds:.3f}",
+            f"{point.macs / 1e6:,.2f}",
+            f"{found['formula_macs'][name][n] / 1e6:,.2f}",
+            f"{point.bytes_read / 1024:,.1f}",
+            f"{point.bytes_saved:,.0f}",
+            f"{point.vector_bytes:,.0f}",
+        ]
+        for name, points in costs.items()
+        for n, point in points.items()
+    ]
+    heads = [
+        "method",
+        "n",
+        "CPU ms",
+        "ms",
+        "M MACs",
+        "by formula",
+        "KiB read",
+        "bytes saved",
+        "of vectors",
+    ]
+    exponents = ", ".join(
+        f"{parse_method(name).title} {value}" for name, value in found["cost_exponent"].items()
+    )
+    crowding = found["events_per_user_and_batch"]
+    return (
+        f"At n={longest}, MARM takes {found['cost_over_hstu']} of the CPU time per event of "
+        f"HSTU*, {found['macs_over_hstu']} of its MACs, and {found['cost_over_din']} times the CPU "
+        f"time of L=0. Exponent of CPU time over n: {exponents}. A user has {crowding} events in a "
+        "batch on average.\n\nPer event:\n\n" + markdown_table(heads, body)
+    )
+
+
+def _panels(costs: Costs) -> list[Panel]:
+    def lines(field: str, scale: float) -> list[Line]:
+        return [
+            Line(
+                parse_method(name).title,
+                list(points),
+                [scale * getattr(point, field) for point in points.values()],
+                (),
+            )
+            for name, points in costs.items()
+        ]
+
+    return [
+        Panel("time", "n", "CPU ms per event", lines("cpu_s", 1e3)),
+        Panel("computation", "n", "M MACs per event", lines("macs", 1e-6)),
+        Panel("memory", "n", "KiB read per event", lines("bytes_read", 1 / 1024)),
+    ]
+
+
+if __name__ == "__main__":
+    main()

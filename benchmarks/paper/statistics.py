@@ -1,0 +1,189 @@
+"""How good, how sure: GAUC over seeds, and paired comparisons of two methods user by user.
+
+Two methods predict the same events, so they are compared on each user: the difference of the user's
+AUCs, as its mean over seeds, weighted by samples as GAUC (Eq. 10) weighs them. The mean difference
+is the difference of the GAUCs; users are independent and give its interval. What seeds add to the
+uncertainty is not in that interval: it is shown as the differences seed by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from app.ab_report.bootstrap import resampled_means
+from app.ab_report.lift import Estimate, UserSums, around, check_confidence, ratio_variance
+from benchmarks.paper.trial import Predictions
+from marm.metrics import auc, log_loss
+
+
+@dataclass(frozen=True)
+class UserAucs:
+    """AUC of every user who has both labels."""
+
+    user_id: NDArray[np.int64]  # [U], ascending
+    auc: NDArray[np.float64]  # [U]
+    samples: NDArray[np.int64]  # [U]
+
+    @property
+    def gauc(self) -> float:
+        """Eq. (10); NaN without users."""
+        total = self.samples.sum()
+        return float((self.auc * self.samples).sum() / total) if total else math.nan
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure over seeds. ``std`` (of the seeds, not of their mean) is NaN for a single one."""
+
+    mean: float
+    std: float
+    values: tuple[float, ...]
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread:
+        """Mean and sample standard deviation."""
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        return Spread(float(np.mean(values)), std, tuple(float(value) for value in values))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """GAUC of one method less that of another."""
+
+    difference: Estimate  # the mean over seeds, with its interval over users
+    p_value: float  # two-sided, of no difference; not adjusted for other comparisons
+    per_seed: tuple[float, ...]
+    users: int
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether the whole interval is above zero."""
+        return self.difference.low > 0
+
+
+class PairedMethod(Protocol):
+    """A way to get an interval from sums of users."""
+
+    def compare(self, sums: UserSums) -> tuple[Estimate, float]:
+        """The ratio of sums with its interval, and the p value of its being zero."""
+        ...
+
+
+@dataclass(frozen=True)
+class PairedDelta:
+    """The linearised ratio of sums over users, and Student's t."""
+
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_confidence(self.confidence)
+
+    def compare(self, sums: UserSums) -> tuple[Estimate, float]:
+        """See `PairedMethod.compare`."""
+        degrees = len(sums) - 1
+        error = math.sqrt(ratio_variance(sums))
+        margin = float(stdtrit(degrees, 0.5 + self.confidence / 2)) * error
+        if error > 0:
+            p_value = 2 * float(stdtr(degrees, -abs(sums.mean) / error))
+        else:
+            p_value = 1.0 if sums.mean == 0 else 0.0
+        return around(sums.mean, margin), p_value
+
+
+@dataclass(frozen=True)
+class PairedBootstrap:
+    """Percentiles over resampled users: slower, and without the assumption of normality."""
+
+    confidence: float = 0.95
+    resamples: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_confidence(self.confidence)
+
+    def compare(self, sums: UserSums) -> tuple[Estimate, float]:
+        """See `PairedMethod.compare`."""
+        draws = resampled_means(sums, self.resamples, np.random.default_rng(self.seed))
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(draws, [tail, 1 - tail])
+        beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+        p_value = min(1.0, 2 * (beyond + 1) / (self.resamples + 1))
+        return Estimate(sums.mean, float(low), float(high)), p_value
+
+
+def user_aucs(found: Predictions) -> UserAucs:
+    """AUC of each user, ties counting half, all users at once; NaN where a score is NaN."""
+    order = np.lexsort((found.score, found.user_id))
+    user, score = found.user_id[order], found.score[order]
+    positive = (found.label[order] > 0).astype(np.int64)
+    users, starts, samples = np.unique(user, return_index=True, return_counts=True)
+    if not len(users):
+        return UserAucs(users, np.empty(0), samples)
+    new_tie = np.append(True, (user[1:] != user[:-1]) | (score[1:] != score[:-1]))
+    tie_start = np.flatnonzero(new_tie)
+    tie = np.cumsum(new_tie) - 1
+    tie_end = np.append(tie_start[1:], len(user))[tie]
+    # The mean of the ranks, from 1, of all that tie; counted from where the user begins.
+    rank = (tie_start[tie] + tie_end + 1) / 2.0 - np.repeat(starts, samples)
+    positives = np.add.reduceat(positive, starts)
+    negatives = samples - positives
+    rank_sum = np.add.reduceat(rank * positive, starts)
+    both = (positives > 0) & (negatives > 0)
+    area = (rank_sum - positives * (positives + 1) / 2.0)[both]
+    area[np.add.reduceat(np.isnan(score), starts)[both] > 0] = math.nan
+    return UserAucs(users[both], area / (positives * negatives)[both], samples[both])
+
+
+def quality(seeds: Sequence[Predictions]) -> dict[str, Spread]:
+    """AUC, GAUC and log loss over the seeds of one method."""
+    return {
+        "auc": Spread.of([auc(found.label, found.score) for found in seeds]),
+        "gauc": Spread.of([user_aucs(found).gauc for found in seeds]),
+        "log_loss": Spread.of([log_loss(found.label, found.score) for found in seeds]),
+    }
+
+
+def paired_difference(
+    first: Sequence[Predictions], second: Sequence[Predictions], method: PairedMethod | None = None
+) -> PairedDifference:
+    """GAUC of ``first`` less that of ``second``; both seed by seed, of the same events.
+
+    Raises:
+        ValueError: when the two are not of the same events, or not of as many seeds, or when fewer
+            than two users have both labels.
+    """
+    _check_same_events(first, second)
+    pairs = [(user_aucs(a), user_aucs(b)) for a, b in zip(first, second, strict=True)]
+    samples = pairs[0][0].samples
+    if len(samples) < 2:
+        raise ValueError(
+            f"a paired test needs at least 2 users with both labels, got {len(samples)}; evaluate "
+            "more events"
+        )
+    gap_SU = np.stack([a.auc - b.auc for a, b in pairs])
+    sums = UserSums(gap_SU.mean(axis=0) * samples, samples.astype(np.float64))
+    estimate, p_value = (method or PairedDelta()).compare(sums)
+    per_seed = tuple(a.gauc - b.gauc for a, b in pairs)
+    return PairedDifference(estimate, p_value, per_seed, len(samples))
+
+
+def _check_same_events(first: Sequence[Predictions], second: Sequence[Predictions]) -> None:
+    if not first or len(first) != len(second):
+        raise ValueError(
+            f"a paired test needs the same seeds of both, got {len(first)} and {len(second)}"
+        )
+    reference: Any = first[0]
+    for other in (*first, *second):
+        for column in ("user_id", "timestamp_ms", "label"):
+            if not np.array_equal(getattr(reference, column), getattr(other, column)):
+                raise ValueError(
+                    f"a paired test needs predictions of the same events, but {column} differs; "
+                    "run both on the same data set and window"
+                )

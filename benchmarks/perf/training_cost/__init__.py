@@ -1,0 +1,1 @@
+"""What a step of streaming training costs: the model, its feed, several workers, and a peer."""
