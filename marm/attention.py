@@ -20,6 +20,10 @@ FIRST_LAYER_DECAY = 0.25
 """Initial recency decay of every other head of layer 0, per quarter of a doubling of distance."""
 
 
+_INITIAL_NOISE = 0.3
+"""Of torch's own initial deviation, beside the identity."""
+
+
 @dataclass(frozen=True)
 class Keys:
     """One set of keys and what each query sees of it.
@@ -44,12 +48,17 @@ class TargetAttention(nn.Module):
     feed-forward block.
     """
 
-    def __init__(self, query_dim: int, key_dim: int, dim: int, num_heads: int) -> None:
+    def __init__(
+        self, query_dim: int, key_dim: int, dim: int, num_heads: int, live_dim: int | None = None
+    ) -> None:
+        """``live_dim`` of the last key inputs are live features (None: all); attention begins as
+        their similarity to the query."""
         super().__init__()
         self.num_heads, self.dim = num_heads, dim
         self.query_norm = nn.LayerNorm(query_dim)
         self.query = nn.Linear(query_dim, dim)
         self.key_value = nn.Linear(key_dim, 2 * dim, bias=False)
+        begin_as_similarity(self.query.weight, self.key_value.weight[:dim], live_dim or key_dim)
         self.output = nn.Linear(dim, dim)
         self.residual = nn.Identity() if query_dim == dim else nn.Linear(query_dim, dim)
         self.null_logit = nn.Parameter(torch.zeros(num_heads))
@@ -90,6 +99,19 @@ class TargetAttention(nn.Module):
         k, v = self.key_value(inputs).chunk(2, dim=-1)
         heads = (*inputs.shape[:-1], self.num_heads, self.dim // self.num_heads)
         return k.reshape(heads), v.reshape(heads)
+
+
+@torch.no_grad()
+def begin_as_similarity(query: Tensor, key: Tensor, live_dim: int) -> None:
+    """Initial projections ``[D, query_dim]`` and ``[D, key_dim]`` under which a query attends to
+    rows whose live features (the last ``live_dim`` inputs) resemble it.
+
+    Items that agree have like embeddings long before a random projection has found that out.
+    """
+    dim, query_dim = query.shape
+    query.mul_(_INITIAL_NOISE).add_(torch.eye(dim, query_dim))
+    key.mul_(_INITIAL_NOISE)
+    key[:, key.shape[1] - live_dim :].add_(torch.eye(dim, live_dim))
 
 
 class RecencyBias(nn.Module):
@@ -163,7 +185,8 @@ class MultiLayerTargetAttention(nn.Module):
         self.feature_norms = nn.ModuleList(nn.LayerNorm(feature_dim) for _ in range(depth + 1))
         self.memory_norms = nn.ModuleList(nn.LayerNorm(memory_dim) for _ in range(depth))
         self.layers = nn.ModuleList(
-            TargetAttention(dim, memory_dim + feature_dim, dim, num_heads) for _ in range(depth)
+            TargetAttention(dim, memory_dim + feature_dim, dim, num_heads, feature_dim)
+            for _ in range(depth)
         )
 
     def forward(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from marm.config import ModelConfig
 from marm.items import ItemFeatures
+from marm.matches import Match
 from marm.memory import UserRows
 from marm.network import Embedded, SequenceNetwork
 from marm.sparse import SparseTable
@@ -24,7 +25,8 @@ class CascaderNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.sequence = SequenceNetwork(config)
-        input_dim = self.sequence.output_dim + 2 * config.feature_dim
+        self.match = Match(self.sequence.output_dim, config.feature_dim)
+        input_dim = self.sequence.output_dim + 3 * config.feature_dim
         self.tower = nn.Sequential(
             nn.Linear(input_dim, config.expert_dim),
             nn.GELU(),
@@ -38,7 +40,10 @@ class CascaderNet(nn.Module):
         """Logits ``[B, 1]``, (unsaved) layer outputs ``[B, L, D]`` and auxiliary logits."""
         target = embedded.target_BF + embedded.context_BF
         known = self.sequence(target, embedded, block_memory_BLD)
-        features = torch.cat([known.interest_BX, embedded.target_BF, embedded.context_BF], dim=-1)
+        match = self.match(known.interest_BX, embedded.target_BF)
+        features = torch.cat(
+            [known.interest_BX, embedded.target_BF, embedded.context_BF, match], dim=-1
+        )
         logits = self.tower(features) + self.prior_scale * prior_B1
         return logits, known.rows_BLD, known.auxiliary_BA
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from marm.config import ModelConfig
 from marm.heads import MixtureOfExpertsHeads
 from marm.items import ItemFeatures
+from marm.matches import Match, match_embeddings
 from marm.memory import UserRows
 from marm.network import Embedded, SequenceNetwork
 from marm.sparse import SparseTable
@@ -22,7 +23,8 @@ class RankerNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.sequence = SequenceNetwork(config)
-        input_dim = self.sequence.output_dim + 3 * config.feature_dim
+        self.match = Match(self.sequence.output_dim, config.feature_dim)
+        input_dim = self.sequence.output_dim + 5 * config.feature_dim
         self.heads = MixtureOfExpertsHeads(
             input_dim, len(config.tasks), config.num_experts, config.expert_dim
         )
@@ -34,11 +36,24 @@ class RankerNet(nn.Module):
         """Logits ``[B, T]``, the rows to save ``[B, L, D]`` and auxiliary logits ``[B, A]``."""
         target = embedded.target_BF + embedded.context_BF
         known = self.sequence(target, embedded, block_memory_BLD)
-        features = torch.cat(
-            [known.interest_BX, embedded.target_BF, embedded.user_BF, embedded.context_BF], dim=-1
+        logits = self.predict(
+            known.interest_BX, embedded.target_BF, embedded.user_BF, embedded.context_BF, prior_BT
         )
-        logits = self.heads(features) + self.prior_scale * prior_BT
         return logits, known.rows_BLD, known.auxiliary_BA
+
+    def predict(
+        self,
+        interest_BX: Tensor,
+        target_BF: Tensor,
+        user_BF: Tensor,
+        context_BF: Tensor,
+        prior_BT: Tensor,
+    ) -> Tensor:
+        """Logits ``[B, T]`` of what is known of each query."""
+        matches = [self.match(interest_BX, target_BF), match_embeddings(user_BF, target_BF)]
+        features = torch.cat([interest_BX, target_BF, user_BF, context_BF, *matches], dim=-1)
+        logits: Tensor = self.heads(features) + self.prior_scale * prior_BT
+        return logits
 
 
 class Ranker(SupervisedModel):

@@ -65,9 +65,9 @@ def decode_history(model: Ranker, history: EventBatch) -> ReferenceOutput:
             rows.append(_attend(layer, query[position], key_inputs[past], bias))
         query = torch.stack(rows)
         outputs.append(query)
-    features = torch.cat([outputs[-1], target_PF, user_PF, context_PF], dim=-1)
-    item_slots = model.stat_slots(model.table.slots("item", history.item_id)[:, None])
-    logits = net.heads(features) + net.prior_scale * model.item_prior(item_slots)
+    item_slots = torch.from_numpy(model.table.slots("item", history.item_id))
+    prior = model.item_prior(item_slots)
+    logits = net.predict(outputs[-1], target_PF, user_PF, context_PF, prior)
     return ReferenceOutput(logits, stack_rows(outputs[:-1], target_PF, model.config.namespace.dim))
 
 

@@ -125,7 +125,8 @@ class Retriever(StageModel):
         positive = self.targets(labels_B)[:, 0] > 0
         loss = (torch.logsumexp(corrected, dim=1) - corrected.diagonal())[positive].sum()
         no_rows = item_BV.detach().new_zeros((len(item_BV), 0, self.config.attention_dim))
-        scores = own.detach().float().cpu().numpy()[:, None]
+        # A copy: whoever keeps the scores would keep all logits of the batch with the diagonal.
+        scores = own.detach().float().cpu().numpy()[:, None].copy()
         vectors = users.detach().view(len(item_BV), self.config.num_user_vectors, users.shape[1])
         return StepOutput(loss, scores, no_rows, vectors)
 

@@ -45,7 +45,7 @@ class TrainConfig:
     variant: str = "default"
     batch_size: int = 256
     dense_learning_rate: float = 1e-3
-    sparse_learning_rate: float = 0.2
+    sparse_learning_rate: float = 0.1
     num_workers: int = 1
     num_threads: int = 1
     device: str = "cpu"

@@ -20,7 +20,7 @@ import torch
 from benchmarks.paper.datasets import Dataset, item_mean_floor, load_dataset
 from benchmarks.paper.plan import CommonSettings, Method, parse_method
 from benchmarks.paper.trial import WINDOWS, Predictions, TrialResult
-from benchmarks.paper.trial_cache import trial_code_version
+from benchmarks.paper.trial_cache import remember_code, trial_code_version
 from benchmarks.paper.trial_pool import Trial, run_trials
 from cache_actors.atomic_files import replace_text
 from train.config import TrainConfig
@@ -55,6 +55,7 @@ class Experiment:
     def __init__(self, program: str, options: argparse.Namespace) -> None:
         if options.seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
+        remember_code()  # before the data is loaded, which takes a while
         self.program, self._options = program, options
         self.window: str = options.window
         self.seeds = range(options.seeds)

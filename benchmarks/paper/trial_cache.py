@@ -82,6 +82,12 @@ def trial_code_version(model: ModelConfig) -> str:
     return _code_version(frozenset({_TRIAL, *modules}))
 
 
+def remember_code() -> None:
+    """Read the code of all trials now, as this process has just loaded it. Without this, code that
+    is edited before the first trial is keyed would be taken for what runs."""
+    code_version([_TRIAL])
+
+
 @lru_cache
 def _code_version(modules: frozenset[str]) -> str:
     return code_version(sorted(modules), not_followed=(_REGISTRY,))

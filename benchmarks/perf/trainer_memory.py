@@ -32,7 +32,8 @@ from train.stream import Hooks, StreamTrainer
 _STATM = Path("/proc/self/statm")
 _MIB = 1 << 20
 START_MS = 1_600_000_000_000
-GAP_MS = 25
+GAP_MS = 2_000
+"""43,200 events a day: predictions are kept for some days."""
 REGULARS = 2_000
 """Items that come again and again."""
 
@@ -47,7 +48,7 @@ class Settings:
     history: int = 20
     dim: int = 16
     slots: int = 1 << 16
-    batch_size: int = 512
+    batch_size: int = 256
     table: str = "admitted"
     new_items: float = 0.5  # share of events on an item never seen before
     seed: int = 0
@@ -133,7 +134,13 @@ def training(settings: Settings) -> TrainConfig:
         table=TableConfig(kind=settings.table, keep_events=settings.every),
     )
     models = three_stages(ranking, settings.history, settings.history)
-    return TrainConfig(models=models, batch_size=settings.batch_size, metrics_window=10_000)
+    return TrainConfig(
+        models=models,
+        batch_size=settings.batch_size,
+        metrics_window=10_000,
+        checkpoint_every_steps=50,
+        max_ahead_s=None,  # ten million events last into the future
+    )
 
 
 def measure(settings: Settings) -> dict[str, object]:

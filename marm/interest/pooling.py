@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from marm.attention import FIRST_LAYER_DECAY, RecencyBias
+from marm.attention import FIRST_LAYER_DECAY, RecencyBias, begin_as_similarity
 from marm.config import ModelConfig
 from marm.interest.window import Window
 
@@ -48,6 +48,7 @@ class WindowAttention(nn.Module):
         self.query = nn.Linear(query_dim, dim)
         self.key = nn.Linear(feature_dim, dim, bias=False)
         self.value = nn.Linear(feature_dim, dim, bias=False)
+        begin_as_similarity(self.query.weight, self.key.weight, feature_dim)
         self.null_logit = nn.Parameter(torch.zeros(num_heads))
 
     def logits(self, query_BF: Tensor, window: Window, bias: Tensor) -> Tensor:

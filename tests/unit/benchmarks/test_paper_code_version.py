@@ -49,6 +49,13 @@ def test_a_registry_does_not_bring_in_its_entries(project: Path) -> None:
     assert version(("marm.top",)) != before
 
 
+def test_code_is_what_it_was_when_it_was_first_read(project: Path) -> None:
+    before = version()
+    (project / "marm/middle.py").write_text("def f():\n    return 2\n")
+    assert code_version(["marm.top"]) == before
+    assert version() != before
+
+
 def test_a_body_of_nothing_but_text_stays_a_body() -> None:
     tree = versions._without_docstrings(ast.parse('class A:\n    """Text."""\n'))
     assert ast.unparse(tree) == "class A:\n    pass"
