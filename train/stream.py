@@ -95,9 +95,9 @@ class StreamTrainer:
                 batch = prepared.result()
                 header = self._exchange_header(batch, idle_since)
                 if header.num_events:
-                    idle_since = time.monotonic()
                     prepared = self._train_step(batch, header, executor)
                     self._after_step(header, hooks)
+                    idle_since = time.monotonic()  # a slow step is no idle time
                     continue
                 self._note_place(batch)
                 if header.is_publish_due and self.step > self.published_step:

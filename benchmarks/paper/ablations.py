@@ -48,6 +48,18 @@ def training(**changes: Any) -> Callable[[TrainConfig], TrainConfig]:
     return lambda config: replace(config, **changes)
 
 
+def dense_rate(factor: float) -> Callable[[TrainConfig], TrainConfig]:
+    """Another learning rate of the dense halves."""
+    return lambda config: training(dense_learning_rate=factor * config.dense_learning_rate)(config)
+
+
+def sparse_rate(factor: float) -> Callable[[TrainConfig], TrainConfig]:
+    """Another learning rate of the embedding tables."""
+    return lambda config: training(sparse_learning_rate=factor * config.sparse_learning_rate)(
+        config
+    )
+
+
 def depth(layers: int) -> Callable[[TrainConfig], TrainConfig]:
     """Another L, of model and memory."""
     return lambda config: model(depth=layers, namespace=replace(config.namespace, depth=layers))(
@@ -89,10 +101,10 @@ VARIATIONS = (
     Variation("rows_int8", "rows kept in int8", memory(dtype="int8")),
     Variation("batch_64", "batches of 64 events", training(batch_size=64)),
     Variation("batch_1024", "batches of 1,024 events", training(batch_size=1024)),
-    Variation("dense_lr_third", "dense learning rate 3e-4", training(dense_learning_rate=3e-4)),
-    Variation("dense_lr_triple", "dense learning rate 3e-3", training(dense_learning_rate=3e-3)),
-    Variation("sparse_lr_low", "sparse learning rate 0.05", training(sparse_learning_rate=0.05)),
-    Variation("sparse_lr_high", "sparse learning rate 0.5", training(sparse_learning_rate=0.5)),
+    Variation("dense_lr_third", "a third of the dense learning rate", dense_rate(1 / 3)),
+    Variation("dense_lr_triple", "three times the dense learning rate", dense_rate(3)),
+    Variation("sparse_lr_third", "a third of the sparse learning rate", sparse_rate(1 / 3)),
+    Variation("sparse_lr_triple", "three times the sparse learning rate", sparse_rate(3)),
 )
 
 

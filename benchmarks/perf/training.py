@@ -54,11 +54,10 @@ class Settings:
     @staticmethod
     def quick() -> Settings:
         """Sizes that show that everything runs; their figures mean nothing."""
-        few = {"batch_size": 16, "events_per_slice": 64, "slices": 2}
         return Settings(
             CostSettings.quick(),
-            replace(DEFAULT_FEED, **few),
-            replace(LONG_FEED, history_length=60, dim=16, **few),
+            replace(DEFAULT_FEED, batch_size=16, events_per_slice=64, slices=2),
+            FeedSettings(LONG_FEED.key, 60, 16, 4, 16, events_per_slice=64, slices=2),
             2_000,
             WorkerSettings.quick(),
             FuxictrSettings(history_length=10, dim=8, learning_rates=(1e-3,)),

@@ -83,7 +83,7 @@ def measure_fuxictr(
     best = max(theirs, key=lambda rate: _mean([one.tuning_gauc for one in theirs[rate]]))
     common = CommonSettings(settings.history_length, settings.dim, batch_size=settings.batch_size)
     ours = [
-        _our_pass(dataset, run_trial(dataset, common.train_config(dataset, parse_method("din"), s)))
+        _our_pass(run_trial(dataset, common.train_config(dataset, parse_method("din"), s)))
         for s in settings.seeds
     ]
     return _summary(ours, theirs, best)
@@ -154,8 +154,10 @@ def _their_pass(
     # Isolated: this directory's modules are not to be found before its packages.
     command = [str(python), "-I", str(_SIDE), str(events), str(scores), json.dumps(request)]
     found: dict[str, Any] = json.loads(_run(command, _PASS_TIMEOUT_S).splitlines()[-1])
+    tuning, test = _gaucs(dataset, np.load(scores))
     result = _Pass(
-        *_gaucs(dataset, np.load(scores)),
+        tuning,
+        test,
         found["trained_events"] / found["cpu_s"],
         found["trained_events"] / found["elapsed_s"],
     )
@@ -163,18 +165,22 @@ def _their_pass(
     return result
 
 
-def _our_pass(dataset: Dataset, trial: TrialResult) -> _Pass:
+def _our_pass(trial: TrialResult) -> _Pass:
     by_window = [trial.windows[name] for name in ("tuning", "test")]
-    gaucs = [gauc(one.user_id, one.label, one.score) for one in by_window]
-    result = _Pass(*gaucs, trial.cost.events_per_cpu_s, trial.cost.events_per_s)
+    tuning, test = (gauc(one.user_id, one.label, one.score) for one in by_window)
+    result = _Pass(tuning, test, trial.cost.events_per_cpu_s, trial.cost.events_per_s)
     print(f"our DIN: {result}", flush=True)
     return result
 
 
-def _gaucs(dataset: Dataset, scores: NDArray[np.float32]) -> list[float]:
-    windows = [dataset.window(name) for name in ("tuning", "test")]
+def _gaucs(dataset: Dataset, scores: NDArray[np.float32]) -> tuple[float, float]:
+    """Of the windows ``tuning`` and ``test``."""
     users, labels = dataset.events.user_id, dataset.labels
-    return [gauc(users[kept], labels[kept], scores[kept]) for kept in windows]
+    tuning, test = (dataset.window(name) for name in ("tuning", "test"))
+    return (
+        gauc(users[tuning], labels[tuning], scores[tuning]),
+        gauc(users[test], labels[test], scores[test]),
+    )
 
 
 def _summary(ours: list[_Pass], theirs: dict[float, list[_Pass]], best: float) -> Measured:

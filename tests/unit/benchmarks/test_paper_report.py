@@ -119,7 +119,7 @@ def test_every_variation_is_a_valid_configuration() -> None:
     dataset = make_dataset(("item", "tag"))
     base = CommonSettings().train_config(dataset, parse_method("marm_l2"), 0)
     changed = {one.name: one.apply(base) for one in VARIATIONS}
-    assert [name for name, config in changed.items() if config == base] == ["distance_only"]
+    assert changed["distance_only"] == base  # as the data has it: nothing to vary
     assert len({json.dumps(config.to_dict()) for config in changed.values()}) == len(VARIATIONS)
     assert [one.name for one in choose("depth_4, no_tag")] == ["depth_4", "no_tag"]
     with pytest.raises(ValueError, match="no variation is called depth_9"):

@@ -189,7 +189,8 @@ def test_other_settings_and_code_have_other_files(tmp_path: Path) -> None:
     dataset = make_dataset(64)
     cache = TrialCache(tmp_path)
     configs = [config_of(name, dataset) for name in ("marm_l1", "marm_l2", "sum_pooling")]
-    configs.append(replace(configs[0], sparse_learning_rate=0.1))
+    other_rate = 3 * configs[0].sparse_learning_rate
+    configs.append(replace(configs[0], sparse_learning_rate=other_rate))
     paths = {cache.path("data", config) for config in configs}
     paths.add(cache.path("other data", configs[0]))
     assert len(paths) == 5
