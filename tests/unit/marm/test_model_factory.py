@@ -33,8 +33,8 @@ def test_an_unfilled_model_is_the_same_once_it_has_the_weights(stage):
 class WithUnsavedBuffer(Ranker):
     """A model whose scores would need what a checkpoint doesn't have."""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, table=None):
+        super().__init__(config, table)
         self.register_buffer("unsaved", torch.ones(3), persistent=False)
 
 
