@@ -14,6 +14,9 @@ FEATURES = ("item", "author", "tag", "duration", "context")
 
 RECENCY = ("distance", "gap")
 
+EVERYTHING = 1 << 40
+"""A number of events larger than any history."""
+
 METHODS = (
     "marm",
     "sum_pooling",
@@ -105,6 +108,9 @@ class ModelConfig:
         num_user_vectors: vectors per user, one per interest (retrieval). Each costs a pass of the
             queries through all layers.
         positive_task: the label that makes an event a positive for retrieval and cascading.
+        error_layers: 1 lets the first of the ``depth`` stored layers hold the user's accumulated
+            prediction errors (`marm.error_memory`), 0 stores outputs of attention alone, as the
+            paper does.
         interests: methods that model interest; the heads read the outputs of all side by side (the
             ensemble of Table 2).
     """
@@ -127,11 +133,13 @@ class ModelConfig:
     output_dim: int = 32
     num_user_vectors: int = 1
     positive_task: str = "long_view"
+    error_layers: int = 0
     interests: tuple[InterestConfig, ...] = field(default_factory=lambda: (InterestConfig(),))
 
     def __post_init__(self) -> None:
         _one_of("stage", self.stage, STAGES)
         _at_least("depth", self.depth, 0)
+        self._check_errors()
         for name in (
             "history_length",
             "attention_dim",
@@ -179,6 +187,33 @@ class ModelConfig:
                 "a ranking model writes the rows it computes: depth and attention_dim must equal "
                 f"the namespace's ({self.namespace.depth}, {self.namespace.dim}), got "
                 f"({self.depth}, {self.attention_dim})"
+            )
+
+    @property
+    def receptive_field(self) -> int:
+        """Events before an event on which its stored row depends, at most."""
+        return EVERYTHING if self.error_layers else self.depth * self.history_length
+
+    def _check_errors(self) -> None:
+        if self.error_layers not in (0, 1):
+            raise ValueError(f"error_layers must be 0 or 1, got {self.error_layers!r}")
+        if not self.error_layers:
+            return
+        if self.depth < 1 or self.attention_dim < 4:
+            raise ValueError(
+                "error_layers=1 needs a stored layer of at least 4 numbers, got depth "
+                f"{self.depth} and attention_dim {self.attention_dim}; raise them or set it to 0"
+            )
+        if self.positive_task not in self.tasks or self.positive_task not in self.feedback_signals:
+            raise ValueError(
+                "error_layers=1 needs positive_task among tasks and feedback_signals, as errors "
+                f"are those of its predictions; got {self.positive_task!r}, tasks {self.tasks} and "
+                f"feedback_signals {self.feedback_signals}"
+            )
+        if self.namespace.dtype == "int8":
+            raise ValueError(
+                "error_layers=1 needs rows of float16 or float32: sums that grow by little are "
+                "lost in int8; choose another dtype or set it to 0"
             )
 
     def to_dict(self) -> dict[str, Any]:

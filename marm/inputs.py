@@ -14,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from marm.config import SEQUENCE_METHODS, ModelConfig
-from marm.events import BINARY_TASKS, WATCH_BUCKET_SHIFT, EventBatch, pack_feedback
+from marm.events import (
+    BINARY_TASKS,
+    FEEDBACK_KNOWN_BIT,
+    WATCH_BUCKET_SHIFT,
+    EventBatch,
+    pack_feedback,
+)
 from marm.interest.user_sequence import BlockEvents, UserSequence, lay_out
 from marm.items import ItemFeatures
 from marm.memory import UserRows
@@ -37,6 +43,7 @@ class Feedback:
 
     signals: NDArray[np.float32]  # [..., S] 1 where observed positive
     watch_bucket: NDArray[np.int64]  # [...] 0: unknown
+    known: NDArray[np.bool_]  # [...] whether anything was observed
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class SlabInputs:
     feedback: Feedback
     memory_UNLD: NDArray[np.float32]
     memorised_BN: NDArray[np.bool_]
+    newest_BN: NDArray[np.bool_]  # the newest memorised rows of a query: several, if simultaneous
     view: View
     user_row_B: NDArray[np.int64]
 
@@ -198,6 +206,7 @@ class InputBuilder:
         config = self._config
         view = view_slab(slab, queries, newer_B, config.history_length)
         columns = slab.rows
+        memorised = view.visible & slab.memorised[queries.user_row]
         memory = single_precision(columns["memory"][:, :, : config.depth])
         return SlabInputs(
             self._row_slots(
@@ -205,7 +214,8 @@ class InputBuilder:
             ),
             self._feedback(columns["feedback"]),
             memory,
-            view.visible & slab.memorised[queries.user_row],
+            memorised,
+            _newest(memorised, columns["timestamp_ms"][queries.user_row]),
             view,
             queries.user_row,
         )
@@ -213,7 +223,8 @@ class InputBuilder:
     def _feedback(self, packed: NDArray[np.uint32]) -> Feedback:
         bits = (packed[..., None] >> self._signal_bits) & np.uint32(1)
         bucket = (packed >> np.uint32(WATCH_BUCKET_SHIFT)) & _WATCH_MASK
-        return Feedback(bits.astype(np.float32), bucket.astype(np.int64))
+        known = (packed >> np.uint32(FEEDBACK_KNOWN_BIT)) & np.uint32(1)
+        return Feedback(bits.astype(np.float32), bucket.astype(np.int64), known.astype(np.bool_))
 
     def _item_slots(
         self, item: NDArray, author: NDArray, tag: NDArray, duration_ms: NDArray
@@ -238,6 +249,15 @@ class InputBuilder:
             ],
             axis=-1,
         )
+
+
+def _newest(visible_BN: NDArray[np.bool_], timestamp_ms_BN: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The visible rows of the largest time of each line; columns are newest first."""
+    if not visible_BN.shape[1]:
+        return visible_BN
+    first_B = visible_BN.argmax(axis=1)
+    newest_ms_B = np.take_along_axis(timestamp_ms_BN, first_B[:, None], axis=1)
+    return visible_BN & (timestamp_ms_BN == newest_ms_B)
 
 
 def single_precision(x: NDArray) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from marm.attention import KeySource
 from marm.config import ModelConfig
 from marm.events import NUM_WATCH_BUCKETS
 from marm.inputs import Feedback, ModelInputs
-from marm.interest.interface import UNKNOWN_TAG, History, Interest, ItemEmbeddings, Tags
+from marm.interest.interface import UNKNOWN_TAG, History, Interest, ItemEmbeddings, RowLabels, Tags
 from marm.interest.memory_augmented import MemoryAugmented
 from marm.interest.methods import build_interest
 from marm.scoring_plan import ScoringPlan
@@ -113,6 +113,7 @@ class SequenceOutput:
     interest_BX: Tensor
     rows_BLD: Tensor  # y_1..y_L to save; L is 0 without a method that writes the memory
     auxiliary_BA: Tensor  # logits trained on the first task beside the heads; A may be 0
+    history: History
 
 
 class SequenceNetwork(nn.Module):
@@ -128,6 +129,10 @@ class SequenceNetwork(nn.Module):
             build_interest(config, interest) for interest in config.interests
         )
         self._row_dim = config.attention_dim
+        signals = config.feedback_signals
+        self._label_column = (
+            signals.index(config.positive_task) if config.positive_task in signals else None
+        )
         self._tag_column = _tag_column(config.features) if "tag" in config.features else None
         self._unknown_tag = addresses(config, "tag", np.zeros(1, np.int64))[0]
 
@@ -187,6 +192,7 @@ class SequenceNetwork(nn.Module):
             else outputs[0].interest_BD,
             stack_rows([row for one in outputs for row in one.rows], query_BF, self._row_dim),
             torch.cat(auxiliary, dim=-1) if auxiliary else query_BF.new_zeros(len(query_BF), 0),
+            history,
         )
 
     def history(self, embedded: Embedded, block_memory_BLD: Tensor | None = None) -> History:
@@ -215,7 +221,22 @@ class SequenceNetwork(nn.Module):
             request,
             ItemEmbeddings(embedded.slab_UNF, embedded.block_BF),
             inputs.sequence,
+            self._labels(inputs, device),
+            torch.from_numpy(slab.newest_BN).to(device),
         )
+
+    def _labels(self, inputs: ModelInputs, device: torch.device) -> RowLabels | None:
+        if self._label_column is None:
+            return None
+        block = None if inputs.block is None else inputs.block.feedback
+        return RowLabels(
+            self._label(inputs.slab.feedback, device),
+            None if block is None else self._label(block, device),
+        )
+
+    def _label(self, feedback: Feedback, device: torch.device) -> Tensor:
+        label = np.where(feedback.known, feedback.signals[..., self._label_column], np.nan)
+        return torch.from_numpy(label.astype(np.float32)).to(device)
 
     def _tags(self, inputs: ModelInputs, device: torch.device) -> Tags | None:
         if self._tag_column is None:

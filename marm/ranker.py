@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marm.config import ModelConfig
+from marm.error_memory import UNCORRECTED_LOSS_WEIGHT, ErrorMemory
 from marm.heads import MixtureOfExpertsHeads
 from marm.items import ItemFeatures
 from marm.matches import Match, match_embeddings
@@ -29,6 +30,7 @@ class RankerNet(nn.Module):
             input_dim, len(config.tasks), config.num_experts, config.expert_dim
         )
         self.prior_scale = nn.Parameter(torch.ones(len(config.tasks)))
+        self.errors = ErrorMemory(config) if config.error_layers else None
 
     def forward(
         self, embedded: Embedded, prior_BT: Tensor, block_memory_BLD: Tensor | None = None
@@ -39,7 +41,14 @@ class RankerNet(nn.Module):
         logits = self.predict(
             known.interest_BX, embedded.target_BF, embedded.user_BF, embedded.context_BF, prior_BT
         )
-        return logits, known.rows_BLD, known.auxiliary_BA
+        if self.errors is None:
+            return logits, known.rows_BLD, known.auxiliary_BA
+        corrected, row_BD = self.errors(logits, embedded.target_BF, known.history)
+        rows_BLD = torch.cat([row_BD[:, None], known.rows_BLD], dim=1)
+        # What the errors are measured from has to be a prediction of its own.
+        first = self.errors.task
+        auxiliary = torch.cat([known.auxiliary_BA, logits[:, first : first + 1]], dim=1)
+        return corrected, rows_BLD, auxiliary
 
     def predict(
         self,
@@ -61,6 +70,13 @@ class Ranker(SupervisedModel):
 
     def __init__(self, config: ModelConfig, table: SparseTable | None = None) -> None:
         super().__init__(config, config.tasks, RankerNet(config), table)
+
+    def auxiliary_weights(self, auxiliary_BA: Tensor) -> Tensor:
+        """See `SupervisedModel.auxiliary_weights`; the prediction before errors comes last."""
+        weights = super().auxiliary_weights(auxiliary_BA)
+        if self.config.error_layers:
+            weights[-1] = UNCORRECTED_LOSS_WEIGHT
+        return weights
 
     def score(
         self,

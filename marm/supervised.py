@@ -29,8 +29,20 @@ class SupervisedModel(StageModel):
         prior = self.item_prior(self.item_slots(embedded.inputs))
         logits, rows, auxiliary = net(embedded, prior, block_memory_BLD)
         targets = self.targets(labels_B)
-        loss = self.supervised_loss(logits, targets) + _auxiliary_loss(auxiliary, targets[:, :1])
+        loss = self.supervised_loss(logits, targets) + _auxiliary_loss(
+            auxiliary, self._lead(targets)
+        )
         return StepOutput(loss, self.probabilities(logits.detach()), rows.detach())
+
+    def auxiliary_weights(self, auxiliary_BA: Tensor) -> Tensor:
+        """What each auxiliary prediction weighs in the loss, ``[A]``."""
+        return auxiliary_BA.new_ones(auxiliary_BA.shape[1])
+
+    def _lead(self, targets_BT: Tensor) -> Tensor:
+        """Targets ``[B, 1]`` of the task that auxiliary predictions are of."""
+        positive = self.config.positive_task
+        at = self.tasks.index(positive) if positive in self.tasks else 0
+        return targets_BT[:, at : at + 1]
 
     @torch.inference_mode()
     def predict(
@@ -93,11 +105,11 @@ class SupervisedModel(StageModel):
         return sequence
 
 
-def _auxiliary_loss(logits_BA: Tensor, targets_B1: Tensor) -> Tensor:
-    """Summed BCE of auxiliary predictions of the first task, over observed labels."""
+def _auxiliary_loss(logits_BA: Tensor, targets_B1: Tensor, weights_A: Tensor) -> Tensor:
+    """Summed BCE of auxiliary predictions of one task, over observed labels."""
     observed = ~targets_B1.isnan()
     target = torch.where(observed, targets_B1, torch.zeros_like(targets_B1)).clamp(0.0, 1.0)
     loss = nn.functional.binary_cross_entropy_with_logits(
         logits_BA, target.expand_as(logits_BA), reduction="none"
     )
-    return (loss * observed).sum()
+    return (loss * observed * weights_A).sum()

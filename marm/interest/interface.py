@@ -38,6 +38,14 @@ class ItemEmbeddings:
 
 
 @dataclass(frozen=True)
+class RowLabels:
+    """Whether rows turned out positive (1 or 0); NaN where that is not known."""
+
+    slab_UN: Tensor
+    block_P: Tensor | None
+
+
+@dataclass(frozen=True)
 class History:
     """What a batch of queries sees of the past.
 
@@ -55,6 +63,8 @@ class History:
     request: Categories | None = None  # of one user's candidates
     items: ItemEmbeddings | None = None
     sequence: UserSequence | None = None  # for the methods of `marm.config.SEQUENCE_METHODS`
+    labels: RowLabels | None = None  # of ``positive_task``; None where rows do not say
+    newest_BN: Tensor | None = None  # bool [B or 1, N]: the newest memorised rows of a query
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ class MemoryAugmented(Interest):
             config.feature_dim,
             config.attention_dim,
             config.namespace.dim,
-            config.depth,
+            config.depth - config.error_layers,
             config.num_heads,
             config.recency,
         )
         self._dim = config.attention_dim
+        self._first_layer = config.error_layers  # in the memory; below are accumulated errors
         self._amortised: AmortisedAttention | None = None
 
     @property
@@ -50,15 +51,16 @@ class MemoryAugmented(Interest):
     def forward(self, query_BF: Tensor, history: History) -> InterestOutput:
         """See `Interest.forward`; ``rows`` are y_1..y_L."""
         if self._amortised is not None and history.request is not None:
-            outputs = self._amortised.outputs(query_BF, _rows_of_request(history))
+            outputs = self._amortised.outputs(query_BF, self._rows_of_request(history))
         else:
+            cached = history.block_memory_BLD
             outputs = self.attention(
                 query_BF,
                 history.slab,
-                history.memory_UNLD,
+                history.memory_UNLD[:, :, self._first_layer :],
                 history.memorised_BN,
                 history.block,
-                history.block_memory_BLD,
+                None if cached is None else cached[:, self._first_layer :],
             )
         return InterestOutput(outputs[-1], outputs[:-1])
 
@@ -75,19 +77,18 @@ class MemoryAugmented(Interest):
                 "ScoringPlan(search=TopRows(100)), and ask again"
             )
         found: list[Found] = []
-        self._amortised.outputs(query_BF, _rows_of_request(history), found)
+        self._amortised.outputs(query_BF, self._rows_of_request(history), found)
         return found
 
-
-def _rows_of_request(history: History) -> UserHistory:
-    """The rows of a request's only user, as all of its candidates see them."""
-    slab = history.slab
-    return UserHistory(
-        slab.features[0],
-        history.memory_UNLD[0],
-        slab.visible[0],
-        history.memorised_BN[0],
-        slab.distance[0],
-        slab.gap[0],
-        history.request,
-    )
+    def _rows_of_request(self, history: History) -> UserHistory:
+        """The rows of a request's only user, as all of its candidates see them."""
+        slab = history.slab
+        return UserHistory(
+            slab.features[0],
+            history.memory_UNLD[0, :, self._first_layer :],
+            slab.visible[0],
+            history.memorised_BN[0],
+            slab.distance[0],
+            slab.gap[0],
+            history.request,
+        )

@@ -54,7 +54,7 @@ class Auditor:
     ) -> None:
         check_namespace(weights, memory)
         self._config, self._memory, self._newest = weights.config, memory, newest
-        self._reach = weights.config.depth * weights.config.history_length
+        self._reach = weights.config.receptive_field
         self._computer = RowComputer(weights.build(), weights.step, 0)
 
     def audit(

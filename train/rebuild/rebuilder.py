@@ -71,7 +71,7 @@ class Rebuilder:
         check_namespace(weights, memory)
         self._config, self._step, self._model = weights.config, weights.step, weights.build()
         self._memory, self._rule, self._newest = memory, rule, newest
-        self._reach = weights.config.depth * weights.config.history_length
+        self._reach = weights.config.receptive_field
 
     def rebuild(self, batches: Iterable[EventBatch], user_ids: NDArray[np.int64]) -> TaskReport:
         """Rebuild ``user_ids``, in this order, from ``batches``, which hold all their events.
