@@ -50,7 +50,7 @@ class FuxictrSettings:
     history_length: int = 50
     dim: int = 32
     batch_size: int = 256
-    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 5e-3)
+    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 5e-3)
     dnn_hidden_units: tuple[int, ...] = (512, 128, 64)  # the documented defaults of its DIN
     attention_hidden_units: tuple[int, ...] = (64,)
     attention_activation: str = "Dice"
