@@ -110,7 +110,8 @@ class ModelConfig:
         positive_task: the label that makes an event a positive for retrieval and cascading.
         error_layers: 1 lets the first of the ``depth`` stored layers hold the user's accumulated
             prediction errors (`marm.error_memory`), 0 stores outputs of attention alone, as the
-            paper does.
+            paper does. Rows of one kind mean nothing to the other: raise the namespace's epoch
+            when you change it.
         interests: methods that model interest; the heads read the outputs of all side by side (the
             ensemble of Table 2).
     """

@@ -12,7 +12,8 @@ error, known only now, and so sees all of life at a cost that does not depend on
 
 A stored vector of width D holds the state (D - 3 numbers at most), the logit predicted for the
 event, and the count c in two parts, each exact in half precision. The state is stored rather than
-the sum, as it stays small. An event whose label is not known yet adds nothing.
+the sum, as it stays small. An event of which nothing was observed yet adds nothing; with other
+feedback known, an unobserved label counts as negative, because a row says no more.
 
 Shape legend: B queries, U users, N slab length, P width of the state, D row width, T tasks.
 """
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from marm.config import ModelConfig
-from marm.interest.interface import History
+from marm.interest.interface import History, ItemEmbeddings, RowLabels, WholePast
 
 RESERVED = 3
 """Numbers of a stored vector that are not the state: logit, and two of the count."""
@@ -78,14 +79,12 @@ class ErrorMemory(nn.Module):
 
     def before(self, history: History, logit_B1: Tensor) -> ErrorState:
         """The state before each query; ``logit_B1`` are the logits of the block's events."""
-        assert history.items is not None
-        assert history.labels is not None
+        items, labels, whole = _parts(history)
         sums, count = self._stored(history)
-        if history.block is not None and history.items.block_PF is not None:
-            assert history.labels.block_P is not None
-            x_BP = history.items.block_PF[:, : self.width] * ITEM_GAIN
-            error_B1 = _error(history.labels.block_P[:, None], logit_B1)
-            past_BB = history.block.visible.to(x_BP.dtype)
+        if items.block_PF is not None and labels.block_P is not None and whole.block_BP is not None:
+            x_BP = items.block_PF[:, : self.width] * ITEM_GAIN
+            error_B1 = _error(labels.block_P[:, None], logit_B1)
+            past_BB = whole.block_BP.to(x_BP.dtype)
             sums = sums + past_BB @ (error_B1 * x_BP)
             count = count + past_BB.sum(dim=1, keepdim=True)
         return ErrorState(sums / torch.sqrt(count + COUNT_PRIOR), count)
@@ -95,11 +94,8 @@ class ErrorMemory(nn.Module):
 
         Simultaneous rows have the same state and did not see each other: each adds its own error.
         """
-        slab, items, labels = history.slab, history.items, history.labels
-        assert items is not None
-        assert labels is not None
-        newest = history.newest_BN
-        assert newest is not None
+        slab, (items, labels, whole) = history.slab, _parts(history)
+        newest = whole.newest_BN
         if not history.memory_UNLD.shape[2] or not newest.shape[1]:
             empty = items.slab_UNF.new_zeros(len(newest), self.width)
             return empty, empty[:, :1]
@@ -128,6 +124,13 @@ class ErrorMemory(nn.Module):
         return torch.cat([state, pad, *parts], dim=1)
 
 
+def _parts(history: History) -> tuple[ItemEmbeddings, RowLabels, WholePast]:
+    """What of a history errors are made of; `ModelConfig` sees to it that it is there."""
+    if history.items is None or history.labels is None or history.whole is None:
+        raise ValueError("errors need the items, labels and whole past of a history")
+    return history.items, history.labels, history.whole
+
+
 def state_width(config: ModelConfig) -> int:
     """P: as many coordinates of an item's embedding as a stored vector has room for."""
     return min(config.feature_dim, config.attention_dim - RESERVED)
@@ -136,7 +139,8 @@ def state_width(config: ModelConfig) -> int:
 def _unpack(stored: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """State ``[..., P]``, logit and count ``[..., 1]`` of stored vectors."""
     logit, high, low = stored[..., -RESERVED:].chunk(RESERVED, dim=-1)
-    return stored[..., :width], logit, (high * _COUNT_PART + low) * _COUNT_SCALE
+    count = (high * _COUNT_PART + low) * _COUNT_SCALE
+    return stored[..., :width], logit, count.clamp(min=0.0)
 
 
 def _error(label: Tensor, logit: Tensor) -> Tensor:

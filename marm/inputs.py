@@ -29,6 +29,8 @@ from marm.sequence import (
     Slab,
     View,
     enters_sequence,
+    newest_memorised,
+    past_block,
     view_block,
     view_slab,
 )
@@ -54,7 +56,7 @@ class SlabInputs:
     feedback: Feedback
     memory_UNLD: NDArray[np.float32]
     memorised_BN: NDArray[np.bool_]
-    newest_BN: NDArray[np.bool_]  # the newest memorised rows of a query: several, if simultaneous
+    newest_BN: NDArray[np.bool_]  # see `marm.sequence.newest_memorised`
     view: View
     user_row_B: NDArray[np.int64]
 
@@ -66,6 +68,7 @@ class BlockInputs:
     slots_BK: NDArray[np.int64]
     feedback: Feedback
     view: View
+    past_BB: NDArray[np.bool_]  # see `marm.sequence.past_block`
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class InputBuilder:
         return self._inputs(
             events,
             slab_inputs,
-            BlockInputs(row_slots, feedback, view),
+            BlockInputs(row_slots, feedback, view, past_block(events, user_row, entering)),
             self._sequence(slab, slab_inputs.view, queries, own, predecessors),
         )
 
@@ -206,7 +209,6 @@ class InputBuilder:
         config = self._config
         view = view_slab(slab, queries, newer_B, config.history_length)
         columns = slab.rows
-        memorised = view.visible & slab.memorised[queries.user_row]
         memory = single_precision(columns["memory"][:, :, : config.depth])
         return SlabInputs(
             self._row_slots(
@@ -214,8 +216,8 @@ class InputBuilder:
             ),
             self._feedback(columns["feedback"]),
             memory,
-            memorised,
-            _newest(memorised, columns["timestamp_ms"][queries.user_row]),
+            view.visible & slab.memorised[queries.user_row],
+            newest_memorised(slab, queries),
             view,
             queries.user_row,
         )
@@ -249,15 +251,6 @@ class InputBuilder:
             ],
             axis=-1,
         )
-
-
-def _newest(visible_BN: NDArray[np.bool_], timestamp_ms_BN: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """The visible rows of the largest time of each line; columns are newest first."""
-    if not visible_BN.shape[1]:
-        return visible_BN
-    first_B = visible_BN.argmax(axis=1)
-    newest_ms_B = np.take_along_axis(timestamp_ms_BN, first_B[:, None], axis=1)
-    return visible_BN & (timestamp_ms_BN == newest_ms_B)
 
 
 def single_precision(x: NDArray) -> NDArray[np.float32]:

@@ -21,7 +21,15 @@ from marm.attention import KeySource
 from marm.config import ModelConfig
 from marm.events import NUM_WATCH_BUCKETS
 from marm.inputs import Feedback, ModelInputs
-from marm.interest.interface import UNKNOWN_TAG, History, Interest, ItemEmbeddings, RowLabels, Tags
+from marm.interest.interface import (
+    UNKNOWN_TAG,
+    History,
+    Interest,
+    ItemEmbeddings,
+    RowLabels,
+    Tags,
+    WholePast,
+)
 from marm.interest.memory_augmented import MemoryAugmented
 from marm.interest.methods import build_interest
 from marm.scoring_plan import ScoringPlan
@@ -222,7 +230,10 @@ class SequenceNetwork(nn.Module):
             ItemEmbeddings(embedded.slab_UNF, embedded.block_BF),
             inputs.sequence,
             self._labels(inputs, device),
-            torch.from_numpy(slab.newest_BN).to(device),
+            WholePast(
+                torch.from_numpy(slab.newest_BN).to(device),
+                None if inputs.block is None else torch.from_numpy(inputs.block.past_BB).to(device),
+            ),
         )
 
     def _labels(self, inputs: ModelInputs, device: torch.device) -> RowLabels | None:

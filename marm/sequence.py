@@ -99,7 +99,7 @@ def view_block(
     """
     stamps = events.timestamp_ms
     same_user_BB = (user_row[:, None] == user_row[None, :]) & entering[None, :]
-    past_BB = same_user_BB & (stamps[None, :] < stamps[:, None])
+    past_BB = past_block(events, user_row, entering)
     predecessors_B = past_BB.sum(axis=1)
     # The ordinal of a key among its user's entering events in storage order.
     earlier_BB = same_user_BB & (
@@ -117,6 +117,26 @@ def view_block(
         gap_bucket(stamps[:, None] - stamps[None, :]),
     )
     return view, predecessors_B
+
+
+def past_block(
+    events: EventBatch, user_row: NDArray[np.int64], entering: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which of the batch's events are a query's past however far away, ``[B, B]`` (query, key)."""
+    stamps = events.timestamp_ms
+    same_user_BB = (user_row[:, None] == user_row[None, :]) & entering[None, :]
+    return same_user_BB & (stamps[None, :] < stamps[:, None])
+
+
+def newest_memorised(slab: Slab, queries: Queries) -> NDArray[np.bool_]:
+    """The newest memorised rows before each query, ``[B, N]``, also beyond its window; several
+    where they are simultaneous."""
+    stamps_BN = slab.rows["timestamp_ms"][queries.user_row]
+    past_BN = slab.memorised[queries.user_row] & (stamps_BN < queries.timestamp_ms[:, None])
+    if not past_BN.shape[1]:
+        return past_BN
+    first_B = past_BN.argmax(axis=1)  # columns are newest first
+    return past_BN & (stamps_BN == np.take_along_axis(stamps_BN, first_B[:, None], axis=1))
 
 
 def distance_bucket(distance: NDArray[np.int64]) -> NDArray[np.int64]:

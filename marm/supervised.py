@@ -30,7 +30,7 @@ class SupervisedModel(StageModel):
         logits, rows, auxiliary = net(embedded, prior, block_memory_BLD)
         targets = self.targets(labels_B)
         loss = self.supervised_loss(logits, targets) + _auxiliary_loss(
-            auxiliary, self._lead(targets)
+            auxiliary, self._lead(targets), self.auxiliary_weights(auxiliary)
         )
         return StepOutput(loss, self.probabilities(logits.detach()), rows.detach())
 

@@ -46,6 +46,14 @@ class RowLabels:
 
 
 @dataclass(frozen=True)
+class WholePast:
+    """All of a query's past, beyond its window of n rows too."""
+
+    newest_BN: Tensor  # bool [B or 1, N]: its newest memorised rows (`newest_memorised`)
+    block_BP: Tensor | None  # bool: the batch's events before it (`past_block`)
+
+
+@dataclass(frozen=True)
 class History:
     """What a batch of queries sees of the past.
 
@@ -64,7 +72,7 @@ class History:
     items: ItemEmbeddings | None = None
     sequence: UserSequence | None = None  # for the methods of `marm.config.SEQUENCE_METHODS`
     labels: RowLabels | None = None  # of ``positive_task``; None where rows do not say
-    newest_BN: Tensor | None = None  # bool [B or 1, N]: the newest memorised rows of a query
+    whole: WholePast | None = None
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,13 @@ def answer(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("depth", [0, 1, 2])
-def test_every_parameter_learns(stage: str, depth: int) -> None:
+@pytest.mark.parametrize(("depth", "error_layers"), [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1)])
+def test_every_parameter_learns(stage: str, depth: int, error_layers: int) -> None:
     namespace = small_config().namespace
     model = small_model(
         stage,
         namespace=type(namespace)(depth=depth, dim=8, dtype="float32"),
+        error_layers=error_layers,
     )
     model.stats.total_counts.fill_(10.0)  # a prior that is not zero everywhere
     batch, inputs = history_and_batch(model)
