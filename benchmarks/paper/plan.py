@@ -2,7 +2,8 @@
 
 A name is a method of `marm.interest`, with ``_lN`` for its layers where it has any: ``marm_l2`` is
 MARM with L = 2 cached layers, ``marm_l0`` the single target attention of Fig. 2(a), ``hstu_l4``
-HSTU* with four blocks. ``din+twin+marm_l1`` is an ensemble (Table 2).
+HSTU* with four blocks. ``marm_e_l1`` keeps accumulated prediction errors in the first of its layers
+(`marm.error_memory`). ``din+twin+marm_l1`` is an ensemble (Table 2).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from benchmarks.paper.datasets import TASK, Dataset
 from marm.config import METHODS, InterestConfig, ModelConfig
 from marm.memory import Namespace
 from train.config import TrainConfig
+
+WITH_ERRORS = "marm_e"
 
 LAYERED = ("marm", "stca", "hstu", "decoder")
 _TITLES = {
@@ -38,19 +41,23 @@ class Method:
     name: str
     interests: tuple[InterestConfig, ...]
     depth: int = 0  # L, of the memory too
+    error_layers: int = 0
 
     @property
     def title(self) -> str:
         """What a table calls it."""
-        return " + ".join(_title(interest, self.depth) for interest in self.interests)
+        titles = [_title(interest, self.depth) for interest in self.interests]
+        return " + ".join(titles) + (" with errors" if self.error_layers else "")
 
     def plus(self, other: Method) -> Method:
         """Both side by side; where both have a method, it is as in ``other``."""
         added = [interest.method for interest in other.interests]
         kept = [interest for interest in self.interests if interest.method not in added]
-        depth = other.depth if "marm" in added else self.depth
+        memory = other if "marm" in added else self
+        depth, errors = memory.depth, memory.error_layers
         interests = (*kept, *other.interests)
-        return Method("+".join(_name(one, depth) for one in interests), interests, depth)
+        names = [_name(one, depth, errors) for one in interests]
+        return Method("+".join(names), interests, depth, errors)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class CommonSettings:
         model = ModelConfig(
             namespace=Namespace(depth=method.depth, dim=self.dim),
             depth=method.depth,
+            error_layers=method.error_layers,
             history_length=self.history_length,
             attention_dim=self.dim,
             feature_dim=self.dim,
@@ -116,23 +124,28 @@ def _parse_one(name: str) -> Method:
     found = re.fullmatch(r"(.+?)(?:_l(\d+))?", name)
     method = found.group(1) if found else ""
     layers = found.group(2) if found else None
+    errors = int(method == WITH_ERRORS)
+    method = "marm" if errors else method
     if method not in METHODS:
         raise ValueError(f"no method is called {name!r}; they are {', '.join(METHODS)}")
     if layers is not None and method not in LAYERED:
         raise ValueError(f"{method} has no layers to choose; those of {', '.join(LAYERED)} have")
     if method == "marm":
         depth = 2 if layers is None else int(layers)
-        return Method(f"marm_l{depth}", (InterestConfig(method="marm"),), depth)
+        interest = InterestConfig(method="marm")
+        return Method(_name(interest, depth, errors), (interest,), depth, errors)
     interest = InterestConfig(method=method)
     if layers is not None:
         interest = replace(interest, layers=int(layers))
     return Method(_name(interest, 0), (interest,))
 
 
-def _name(interest: InterestConfig, depth: int) -> str:
+def _name(interest: InterestConfig, depth: int, error_layers: int = 0) -> str:
     if interest.method not in LAYERED:
         return interest.method
-    return f"{interest.method}_l{depth if interest.method == 'marm' else interest.layers}"
+    if interest.method == "marm":
+        return f"{WITH_ERRORS if error_layers else 'marm'}_l{depth}"
+    return f"{interest.method}_l{interest.layers}"
 
 
 def _title(interest: InterestConfig, depth: int) -> str:
