@@ -43,6 +43,7 @@ CONFIG = TrainConfig(
     models=(ModelConfig(namespace=NAMESPACE, num_slots=1 << 12, history_length=20),),
     batch_size=32,
     evaluation_fraction=0.0,
+    max_ahead_s=None,  # the second simulated log may lie in the future
 )
 
 
