@@ -22,6 +22,7 @@ from cache_actors.registry import ModelRegistry, PublishedModel
 from marm.scoring_plan import ScoringPlan
 from stages.assemble import EXACT, OpenMemory, build_cascading, build_ranking, build_retrieval
 from stages.executor import StageThreads
+from stages.freed_memory import keep_freed_memory
 from stages.index_args import IndexArgs
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs, StageKnobs
 from stages.live_model import LiveModel
@@ -61,6 +62,7 @@ class StageReplica:
     """One replica of one stage variant."""
 
     def __init__(self, spec: StageSpec) -> None:
+        keep_freed_memory()
         torch.set_num_threads(spec.num_threads)
         faiss.omp_set_num_threads(spec.num_threads)
         self._server = make_server(spec)
