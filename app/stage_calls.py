@@ -21,9 +21,14 @@ def stage_call(handle: DeploymentHandle, observe: Callable[[StageResult], None])
 
     Cancelling the call, because its time is over or the client has gone, cancels it in the replica.
     """
+    # Requests and results are plain data of modules that both sides have, which the C pickler
+    # writes in half the time of cloudpickle, Serve's default.
+    run = handle.options(
+        method_name="run", request_serialization="pickle", response_serialization="pickle"
+    )
 
     async def call(request: StageRequest) -> StageResult:
-        response = handle.run.remote(request)
+        response = run.remote(request)
         try:
             result: StageResult = await response
         except asyncio.CancelledError:
