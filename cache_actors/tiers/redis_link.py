@@ -53,8 +53,8 @@ class RedisLink(Protocol):
         where no server answered."""
         ...
 
-    def facts(self) -> list[dict[str, Any]]:
-        """INFO of every server that holds data."""
+    def facts(self, section: str = "default") -> list[dict[str, Any]]:
+        """A section of the INFO of every server that holds data; Redis has a default of many."""
         ...
 
     def available(self) -> bool:
@@ -89,9 +89,9 @@ class SingleLink:
             return [error] * len(commands)
         return [self._node.judge(answer) for answer in answers]
 
-    def facts(self) -> list[dict[str, Any]]:
+    def facts(self, section: str = "default") -> list[dict[str, Any]]:
         """See `RedisLink.facts`."""
-        return [self._node.facts()]
+        return [self._node.facts(section)]
 
     def available(self) -> bool:
         """See `RedisLink.available`."""
@@ -131,11 +131,11 @@ class ClusterLink:
             )
         return answers
 
-    def facts(self) -> list[dict[str, Any]]:
+    def facts(self, section: str = "default") -> list[dict[str, Any]]:
         """See `RedisLink.facts`."""
         self._learn_slots()
         primaries = sorted(set(self._slots.values()), key=str)
-        return [self._node(address).facts() for address in primaries]
+        return [self._node(address).facts(section) for address in primaries]
 
     def available(self) -> bool:
         """See `RedisLink.available`."""

@@ -241,7 +241,8 @@ class RedisTier:
         One that was started again may have lost its last writes, or everything, and a replica that
         took over may never have had them.
         """
-        return ",".join(sorted(str(server.get("run_id", "?")) for server in self._link.facts()))
+        servers = self._link.facts("server")
+        return ",".join(sorted(str(server.get("run_id", "?")) for server in servers))
 
     def synced_identity(self, store_id: str) -> str | None:
         """See `DurableTier.synced_identity`."""

@@ -196,6 +196,8 @@ class WriteBehind:
     def _save(self, namespace: Namespace, until_s: float | None) -> bool:
         """Save a namespace's backlog; whether all that was flagged when it began is in the tier."""
         left = self._store.open(namespace).num_unsaved
+        if not left:
+            return True
         widening = 1
         while not self._stopping.is_set():
             users = self._batch_users.get(namespace.name, _FIRST_BATCH_USERS)
