@@ -68,7 +68,7 @@ class AmortisedAttention:
         nulls: list[Tensor] = [
             layer.null_logit for layer in modules if isinstance(layer, TargetAttention)
         ]
-        self._null_TH1 = torch.stack(nulls).detach().unsqueeze(2).clone()
+        self._null_X1 = torch.cat(nulls).detach().unsqueeze(1)  # [(L + 1) * H, 1]
 
     def outputs(
         self, query_MC: Tensor, history: UserHistory, found: list[Found] | None = None
@@ -115,10 +115,11 @@ class AmortisedAttention:
 
     def _biases(self, index: int, rows: _Rows) -> Tensor:
         """Recency bias of the rows and logit of the null key, ``[H, N + 1]``."""
+        if rows.biases_XN is None:  # of all layers at once: each is too little for an operator
+            bias_XN = nn.functional.embedding(rows.pair_N, self._bias_table).t()
+            rows.biases_XN = torch.cat([bias_XN, self._null_X1], dim=1)
         num_heads = self._layers[index].num_heads
-        columns = slice(index * num_heads, (index + 1) * num_heads)
-        bias_HN = nn.functional.embedding(rows.pair_N, self._bias_table[:, columns]).t()
-        return torch.cat([bias_HN, self._null_TH1[index]], dim=1)
+        return rows.biases_XN[index * num_heads : (index + 1) * num_heads]
 
 
 class _Rows:
@@ -129,6 +130,7 @@ class _Rows:
         self.live_NF = self._taken(history.live_NF)
         pair_N = history.distance_N * NUM_GAP_BUCKETS + history.gap_N
         self.pair_N = self._taken(pair_N)
+        self.biases_XN: Tensor | None = None  # [(L + 1) * H, N + 1], the null key last
         self.categories = history.categories
         if self.categories is not None and index_N is not None:
             self.categories = self.categories.of_rows(index_N)
