@@ -49,7 +49,7 @@ class TrialCache:
         """The result that was written to ``path``; None when there is none."""
         if not path.is_file():
             return None
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             document = json.loads(stored[_DOCUMENT].tobytes())
             windows = {
                 name: Predictions(**{column: stored[f"{name}_{column}"] for column in _COLUMNS})

@@ -130,7 +130,7 @@ def write_dataset(dataset: Dataset, scratch: Path) -> Path:
 
 def read_dataset(path: Path) -> Dataset:
     """The data set of `write_dataset`."""
-    with np.load(path) as stored:
+    with np.load(path, allow_pickle=False) as stored:
         events = EventBatch(**{field.name: stored[field.name] for field in fields(EventBatch)})
         return Dataset(
             str(stored["name"]),

@@ -117,6 +117,7 @@ def export(dataset: Dataset, path: Path) -> None:
     labels = np.where(np.isnan(dataset.labels), -1, dataset.labels)
     np.savez(
         path,
+        allow_pickle=False,
         user=_numbered(events.user_id),
         item=_numbered(events.item_id),
         tag=_numbered(events.tag_id),
@@ -154,7 +155,7 @@ def _their_pass(
     # Isolated: this directory's modules are not to be found before its packages.
     command = [str(python), "-I", str(_SIDE), str(events), str(scores), json.dumps(request)]
     found: dict[str, Any] = json.loads(_run(command, _PASS_TIMEOUT_S).splitlines()[-1])
-    tuning, test = _gaucs(dataset, np.load(scores))
+    tuning, test = _gaucs(dataset, np.load(scores, allow_pickle=False))
     result = _Pass(
         tuning,
         test,

@@ -80,7 +80,7 @@ def main() -> None:
     """Predict and learn every batch."""
     events_path, scores_path, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     torch.set_num_threads(1)
-    with np.load(events_path) as columns:
+    with np.load(events_path, allow_pickle=False) as columns:
         stream = Stream(columns, settings["history_length"])
     seed_everything(settings["seed"])
     model = build_model(stream, settings)
