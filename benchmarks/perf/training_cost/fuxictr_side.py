@@ -102,7 +102,7 @@ def main() -> None:
         cpu_s += time.process_time() - cpu_began
         elapsed_s += time.perf_counter() - began
         trained += size
-    np.save(scores_path, scores)
+    np.save(scores_path, scores, allow_pickle=False)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     found = {"trained_events": trained, "cpu_s": cpu_s, "elapsed_s": elapsed_s}
     print(json.dumps({**found, "parameters": parameters}))
