@@ -195,6 +195,11 @@ class ModelConfig:
         """Events before an event on which its stored row depends, at most."""
         return EVERYTHING if self.error_layers else self.depth * self.history_length
 
+    @property
+    def keeps_errors(self) -> bool:
+        """Whether this model accumulates its errors; models of other stages leave them alone."""
+        return self.stage == "ranking" and self.error_layers > 0
+
     def _check_errors(self) -> None:
         if self.error_layers not in (0, 1):
             raise ValueError(f"error_layers must be 0 or 1, got {self.error_layers!r}")

@@ -56,7 +56,7 @@ class SlabInputs:
     feedback: Feedback
     memory_UNLD: NDArray[np.float32]
     memorised_BN: NDArray[np.bool_]
-    newest_BN: NDArray[np.bool_]  # see `marm.sequence.newest_memorised`
+    newest_BN: NDArray[np.bool_] | None  # `newest_memorised`, for a model that keeps errors
     view: View
     user_row_B: NDArray[np.int64]
 
@@ -68,7 +68,7 @@ class BlockInputs:
     slots_BK: NDArray[np.int64]
     feedback: Feedback
     view: View
-    past_BB: NDArray[np.bool_]  # see `marm.sequence.past_block`
+    past_BB: NDArray[np.bool_] | None  # `past_block`, for a model that keeps errors
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,11 @@ class InputBuilder:
         slab = Slab.of(rows, config.history_length)
         slab_inputs = self._slab_inputs(slab, queries, predecessors)
         own = BlockEvents(view, entering, events.event_key)
+        past = past_block(events, user_row, entering) if config.keeps_errors else None
         return self._inputs(
             events,
             slab_inputs,
-            BlockInputs(row_slots, feedback, view, past_block(events, user_row, entering)),
+            BlockInputs(row_slots, feedback, view, past),
             self._sequence(slab, slab_inputs.view, queries, own, predecessors),
         )
 
@@ -217,7 +218,7 @@ class InputBuilder:
             self._feedback(columns["feedback"]),
             memory,
             view.visible & slab.memorised[queries.user_row],
-            newest_memorised(slab, queries),
+            newest_memorised(slab, queries) if config.keeps_errors else None,
             view,
             queries.user_row,
         )

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from marm.query_groups import QueryGroups
+from marm.query_groups import QueryGroups, slabs_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ProjectedKeys:
             return torch.einsum("bhe,phe->bhp", self._q_BHE, self._k)
         if self._k.shape[0] == 1:
             return torch.einsum("bhe,nhe->bhn", self._q_BHE, self._k[0])
-        return torch.einsum("bhe,bnhe->bhn", self._q_BHE, _of_users(self._k, self._user_row_B))
+        return torch.einsum("bhe,bnhe->bhn", self._q_BHE, slabs_of(self._k, self._user_row_B))
 
     def mix(self, weights_BHN: Tensor) -> Tensor:
         """See `KeyReading.mix`."""
@@ -87,7 +87,7 @@ class ProjectedKeys:
             return torch.einsum("bhp,phe->bhe", weights_BHN, self._v)
         if self._v.shape[0] == 1:
             return torch.einsum("bhn,nhe->bhe", weights_BHN, self._v[0])
-        return torch.einsum("bhn,bnhe->bhe", weights_BHN, _of_users(self._v, self._user_row_B))
+        return torch.einsum("bhn,bnhe->bhe", weights_BHN, slabs_of(self._v, self._user_row_B))
 
 
 class AbsorbedKeys:
@@ -171,11 +171,3 @@ def read_keys(
     if groups.size * num_heads * width < width * dim + groups.size * dim:
         return AbsorbedKeys(q_BHE, parts, key_value, groups)
     return ProjectedKeys(q_BHE, parts, key_value, user_row_B)
-
-
-def _of_users(x_UNHE: Tensor, user_row_B: Tensor) -> Tensor:
-    """The slab of each query's user, ``[B, N, H, E]``."""
-    # An embedding look-up of whole slabs: its backward adds wide rows, which on a CPU is several
-    # times faster than the scatter that index_select and advanced indexing use.
-    wide = nn.functional.embedding(user_row_B, x_UNHE.flatten(1))
-    return wide.view(len(user_row_B), *x_UNHE.shape[1:])

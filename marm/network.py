@@ -137,9 +137,8 @@ class SequenceNetwork(nn.Module):
             build_interest(config, interest) for interest in config.interests
         )
         self._row_dim = config.attention_dim
-        signals = config.feedback_signals
         self._label_column = (
-            signals.index(config.positive_task) if config.positive_task in signals else None
+            config.feedback_signals.index(config.positive_task) if config.keeps_errors else None
         )
         self._tag_column = _tag_column(config.features) if "tag" in config.features else None
         self._unknown_tag = addresses(config, "tag", np.zeros(1, np.int64))[0]
@@ -230,10 +229,7 @@ class SequenceNetwork(nn.Module):
             ItemEmbeddings(embedded.slab_UNF, embedded.block_BF),
             inputs.sequence,
             self._labels(inputs, device),
-            WholePast(
-                torch.from_numpy(slab.newest_BN).to(device),
-                None if inputs.block is None else torch.from_numpy(inputs.block.past_BB).to(device),
-            ),
+            _whole_past(inputs, device),
         )
 
     def _labels(self, inputs: ModelInputs, device: torch.device) -> RowLabels | None:
@@ -289,6 +285,17 @@ def stack_rows(rows: list[Tensor], query_BF: Tensor, dim: int) -> Tensor:
     if not rows:
         return query_BF.new_zeros((len(query_BF), 0, dim))
     return torch.stack(rows, dim=1)
+
+
+def _whole_past(inputs: ModelInputs, device: torch.device) -> WholePast | None:
+    newest_BN, block = inputs.slab.newest_BN, inputs.block
+    if newest_BN is None:
+        return None
+    past_BB = None if block is None else block.past_BB
+    return WholePast(
+        torch.from_numpy(newest_BN).to(device),
+        None if past_BB is None else torch.from_numpy(past_BB).to(device),
+    )
 
 
 def _tag_column(features: tuple[str, ...]) -> int | None:

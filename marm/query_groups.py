@@ -54,9 +54,7 @@ class QueryGroups:
         """Rows of the user of each group, ``[G, N, C]``."""
         if self.user_G is None:
             return x_UNC
-        # An embedding look-up of whole slabs: its backward adds wide rows.
-        wide = nn.functional.embedding(self.user_G, x_UNC.flatten(1))
-        return wide.view(len(self.user_G), *x_UNC.shape[1:])
+        return slabs_of(x_UNC, self.user_G)
 
     def gather(self, x_BHX: Tensor) -> Tensor:
         """What each place has of its query, ``[G, Q * H, X]``; zeros where there is none."""
@@ -70,6 +68,14 @@ class QueryGroups:
         places = x_GPX.reshape(-1, num_heads * x_GPX.shape[2])
         taken = nn.functional.embedding(self.place_B, places)
         return taken.view(len(self.place_B), num_heads, x_GPX.shape[2])
+
+
+def slabs_of(x_UNX: Tensor, user_row: Tensor) -> Tensor:
+    """The slab ``[U, N, ...]`` of each user asked for."""
+    # An embedding look-up of whole slabs: its backward adds wide rows, which on a CPU is several
+    # times faster than the scatter that index_select and advanced indexing use.
+    wide = nn.functional.embedding(user_row, x_UNX.flatten(1))
+    return wide.view(len(user_row), *x_UNX.shape[1:])
 
 
 def _starts(counts: Tensor) -> Tensor:

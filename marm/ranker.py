@@ -30,7 +30,7 @@ class RankerNet(nn.Module):
             input_dim, len(config.tasks), config.num_experts, config.expert_dim
         )
         self.prior_scale = nn.Parameter(torch.ones(len(config.tasks)))
-        self.errors = ErrorMemory(config) if config.error_layers else None
+        self.errors = ErrorMemory(config) if config.keeps_errors else None
 
     def forward(
         self, embedded: Embedded, prior_BT: Tensor, block_memory_BLD: Tensor | None = None
@@ -74,7 +74,7 @@ class Ranker(SupervisedModel):
     def auxiliary_weights(self, auxiliary_BA: Tensor) -> Tensor:
         """See `SupervisedModel.auxiliary_weights`; the prediction before errors comes last."""
         weights = super().auxiliary_weights(auxiliary_BA)
-        if self.config.error_layers:
+        if self.config.keeps_errors:
             weights[-1] = UNCORRECTED_LOSS_WEIGHT
         return weights
 

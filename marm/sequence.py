@@ -98,16 +98,13 @@ def view_block(
     Strictly causal: an event sees events of its user with a smaller timestamp only.
     """
     stamps = events.timestamp_ms
-    same_user_BB = (user_row[:, None] == user_row[None, :]) & entering[None, :]
     past_BB = past_block(events, user_row, entering)
     predecessors_B = past_BB.sum(axis=1)
     # The ordinal of a key among its user's entering events in storage order.
-    earlier_BB = same_user_BB & (
-        (stamps[None, :] < stamps[:, None])
-        | (
-            (stamps[None, :] == stamps[:, None])
-            & (events.event_key[None, :] < events.event_key[:, None])
-        )
+    earlier_BB = past_BB | (
+        _same_user(user_row, entering)
+        & (stamps[None, :] == stamps[:, None])
+        & (events.event_key[None, :] < events.event_key[:, None])
     )
     ordinal_B = earlier_BB.sum(axis=1)
     distance_BB = predecessors_B[:, None] - ordinal_B[None, :]
@@ -124,8 +121,11 @@ def past_block(
 ) -> NDArray[np.bool_]:
     """Which of the batch's events are a query's past however far away, ``[B, B]`` (query, key)."""
     stamps = events.timestamp_ms
-    same_user_BB = (user_row[:, None] == user_row[None, :]) & entering[None, :]
-    return same_user_BB & (stamps[None, :] < stamps[:, None])
+    return _same_user(user_row, entering) & (stamps[None, :] < stamps[:, None])
+
+
+def _same_user(user_row: NDArray[np.int64], entering: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return (user_row[:, None] == user_row[None, :]) & entering[None, :]
 
 
 def newest_memorised(slab: Slab, queries: Queries) -> NDArray[np.bool_]:

@@ -56,6 +56,11 @@ class Hooks:
     publish: Callable[[], None]
     progress: Callable[[], None]
 
+    @staticmethod
+    def nothing() -> Hooks:
+        """Of a run with no surroundings: nothing is checkpointed, published or shown."""
+        return Hooks(*[lambda: None] * 3)
+
 
 class StreamTrainer:
     """One worker's share of a run: its learners, its part of the log, the memory."""

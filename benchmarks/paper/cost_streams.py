@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from benchmarks.paper.phases import PhaseClock, TimedMemory
 from benchmarks.paper.trial import EventsInMemory
 from cache_actors.event_log.offsets import LogOffsets
 from marm.events import EventBatch
-from marm.memory import Memory
+from marm.memory import Ack, Memory
 from marm.memory_arrays import ArrayMemory
 from marm.sequence import enters_sequence, raw_rows
 from train.batcher import EventSource
@@ -23,6 +24,10 @@ from train.collective import SingleWorker
 from train.config import TrainConfig
 from train.metrics import EvaluationWindow
 from train.stream import Hooks, StreamTrainer
+
+_ACK_TIMEOUT_S = 120.0
+_EVENTS_PER_SAVE = 1 << 12
+_SAVES_UNDER_WAY = 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class _Stream:
         """Seconds and CPU seconds per event of the next so many events."""
         self._source.left = num_events
         cpu_began, began = time.process_time(), time.perf_counter()
-        self._trainer.run(Hooks(_do_nothing, _do_nothing, _do_nothing))
+        self._trainer.run(Hooks.nothing())
         seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
         return seconds / num_events, cpu_s / num_events
 
@@ -143,18 +148,18 @@ class PausingSource:
 
 
 def fill(memory: Memory, events: EventBatch, seed: int = 0) -> None:
-    """Save ``events`` as rows that look computed, with random vectors."""
+    """Save ``events`` as rows that look computed, with random vectors; all are acknowledged."""
     namespace = memory.namespace
     rng = np.random.default_rng(seed)
-    step = 1 << 14
-    for begin in range(0, len(events), step):
-        part = events.take(slice(begin, begin + step))
+    under_way: deque[Ack] = deque()
+    for begin in range(0, len(events), _EVENTS_PER_SAVE):
+        part = events.take(slice(begin, begin + _EVENTS_PER_SAVE))
         part = part.take(enters_sequence(part, namespace.sequence))
         rows = raw_rows(part, namespace.row_dtype)
         rows["memory"] = rng.standard_normal(rows["memory"].shape, np.float32)
         rows["written_step"] = 0
-        memory.save(part.user_id, rows)
-
-
-def _do_nothing() -> None:
-    """Nothing is checkpointed, published or shown."""
+        under_way.append(memory.save(part.user_id, rows))
+        while len(under_way) > _SAVES_UNDER_WAY:
+            under_way.popleft().wait(_ACK_TIMEOUT_S)
+    for ack in under_way:
+        ack.wait(_ACK_TIMEOUT_S)

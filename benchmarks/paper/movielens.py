@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
+from benchmarks.paper.cost_streams import PausingSource
 from cache_actors.event_log.log import EventLog
 from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
@@ -35,9 +36,7 @@ from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import start_pool, stop_pool
 from cache_actors.pool.shard_link import PoolInfo
 from marm.config import ModelConfig
-from marm.events import EventBatch
 from marm.memory import InProcessMemory, Memory, Namespace
-from train.batcher import EventSource
 from train.collective import SingleWorker
 from train.config import TrainConfig
 from train.data.ingest import ingest
@@ -146,7 +145,7 @@ class SliceTrainer:
     def __init__(self, home: Home, config: TrainConfig, memory: Memory, slice_events: int) -> None:
         log = EventLog(home.log)
         reader = log.reader(LogOffsets.start())
-        self._source = LimitedSource(reader)
+        self._source = PausingSource(reader)
         self._trainer = StreamTrainer(
             config, memory, self._source, SingleWorker(), EvaluationWindow(1, 0)
         )
@@ -156,27 +155,8 @@ class SliceTrainer:
         """Events/s of the next slice, from its first read to the acknowledgement of its rows."""
         self._source.left = self._slice_events
         before, started = self._trainer.events_seen, time.perf_counter()
-        self._trainer.run(Hooks(lambda: None, lambda: None, lambda: None))
+        self._trainer.run(Hooks.nothing())
         return (self._trainer.events_seen - before) / (time.perf_counter() - started)
-
-
-class LimitedSource:
-    """A source that pauses after so many events."""
-
-    def __init__(self, source: EventSource) -> None:
-        self._source = source
-        self.left = 0
-
-    @property
-    def offsets(self) -> LogOffsets:
-        return self._source.offsets
-
-    def next(self, max_events: int) -> EventBatch | None:
-        if self.left <= 0:
-            return None
-        events = self._source.next(min(max_events, self.left))
-        self.left -= 0 if events is None else len(events)
-        return events
 
 
 def report(

@@ -153,13 +153,9 @@ class EventsInMemory:
 
 def _timed_run(trainer: StreamTrainer, clock: PhaseClock, num_events: int) -> Cost:
     cpu_began, began = time.process_time(), time.perf_counter()
-    trainer.run(Hooks(_do_nothing, _do_nothing, _do_nothing))
+    trainer.run(Hooks.nothing())
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
     return Cost(num_events, seconds, cpu_s, clock.seconds())
-
-
-def _do_nothing() -> None:
-    """Nothing is checkpointed, published or shown."""
 
 
 def _predictions(dataset: Dataset, window: str, score_N: NDArray[np.float32]) -> Predictions:

@@ -117,7 +117,7 @@ def train(config: TrainConfig, dtype: str, events: EventBatch, from_ms: int) -> 
     window = EvaluationWindow(from_ms, int(events.timestamp_ms[-1]))
     source = EventsInOrder(events)
     trainer = StreamTrainer(config, InProcessMemory(namespace), source, SingleWorker(), window)
-    trainer.run(Hooks(lambda: None, lambda: None, lambda: None))
+    trainer.run(Hooks.nothing())
     return trainer
 
 

@@ -71,8 +71,8 @@ class History:
     request: Categories | None = None  # of one user's candidates
     items: ItemEmbeddings | None = None
     sequence: UserSequence | None = None  # for the methods of `marm.config.SEQUENCE_METHODS`
-    labels: RowLabels | None = None  # of ``positive_task``; None where rows do not say
-    whole: WholePast | None = None
+    labels: RowLabels | None = None  # of ``positive_task``, for a model that keeps errors
+    whole: WholePast | None = None  # likewise
 
 
 @dataclass(frozen=True)

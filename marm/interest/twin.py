@@ -43,10 +43,14 @@ class Twin(Interest):
         """See `Interest.forward`."""
         window = gather_window(history, self._num_rows, self.row_norm)
         (bias_BHW,) = self.recency(window.distance, window.gap)
-        q_BF = self.query_norm(query_BF)
-        logits_BHW = self.attention.logits(q_BF, window, bias_BHW)
+        window, bias_BHW = self._searched(window, bias_BHW)
+        logits_BHW = self.attention.logits(self.query_norm(query_BF), window, bias_BHW)
         pooled_BD = attend_to_best(self.attention, logits_BHW, window, self._top_k)
         return InterestOutput(self.readout(query_BF, pooled_BD))
+
+    def _searched(self, window: Window, bias_BHW: Tensor) -> tuple[Window, Tensor]:
+        """What is searched, and its bias ``[B or 1, H, columns]``: here the rows themselves."""
+        return window, bias_BHW
 
 
 def attend_to_best(

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from marm.config import InterestConfig, ModelConfig
-from marm.interest.interface import History, Interest, InterestOutput
-from marm.interest.pooling import Readout, WindowAttention, recency_of_heads
-from marm.interest.twin import attend_to_best
-from marm.interest.window import Window, gather_window, take_rows
+from marm.interest.twin import Twin
+from marm.interest.window import Window, take_rows
 
 SKETCH_DIM = 8
 """Width in which rows are compared: distances survive a random projection, and each of the many
 passes over all rows costs that much less."""
 
 
-class TwinV2(Interest):
+class TwinV2(Twin):
     """As `marm.interest.twin.Twin`, on clusters: a cluster's key is the mean of its rows, its logit
     ``a + ln(size)``, so that it weighs as much as its rows would side by side.
 
@@ -44,42 +42,20 @@ class TwinV2(Interest):
     projection_FK: Tensor
 
     def __init__(self, config: ModelConfig, interest: InterestConfig) -> None:
-        super().__init__()
-        feature_dim, dim = config.feature_dim, config.attention_dim
-        self._dim, self._num_rows = dim, config.history_length
-        self._top_k = interest.top_k
+        super().__init__(config, interest)
         self._layout = layout_of_clusters(config.history_length, interest.cluster_size)
         seeded = torch.Generator("cpu").manual_seed(0)
-        projection_FK = torch.randn(feature_dim, SKETCH_DIM, generator=seeded, device="cpu")
+        projection_FK = torch.randn(config.feature_dim, SKETCH_DIM, generator=seeded, device="cpu")
         # Saved although it is the same in every model, as random numbers may change with torch.
         self.register_buffer("projection_FK", projection_FK)
-        self.row_norm = nn.LayerNorm(feature_dim)
-        self.query_norm = nn.LayerNorm(feature_dim)
-        self.recency = recency_of_heads(config)
-        self.attention = WindowAttention(feature_dim, feature_dim, dim, config.num_heads)
-        self.readout = Readout(feature_dim, dim, dim)
-
-    @property
-    def output_dim(self) -> int:
-        """See `Interest.output_dim`."""
-        return self._dim
-
-    def forward(self, query_BF: Tensor, history: History) -> InterestOutput:
-        """See `Interest.forward`; rows that queries share are clustered once."""
-        window = gather_window(history, self._num_rows, self.row_norm)
-        (bias_BHW,) = self.recency(window.distance, window.gap)
-        clusters, bias_BHS = self._clusters(window, bias_BHW)
-        q_BF = self.query_norm(query_BF)
-        logits_BHS = self.attention.logits(q_BF, clusters, bias_BHS)
-        pooled_BD = attend_to_best(self.attention, logits_BHS, clusters, self._top_k)
-        return InterestOutput(self.readout(query_BF, pooled_BD))
 
     def sketch(self, keys: Tensor) -> Tensor:
         """``[..., SKETCH_DIM]``: what rows are compared by."""
         return keys.detach() @ self.projection_FK
 
-    def _clusters(self, window: Window, bias_BHW: Tensor) -> tuple[Window, Tensor]:
-        """The clusters as rows of a window, and their bias ``[B or 1, H, S]`` with ln(size)."""
+    def _searched(self, window: Window, bias_BHW: Tensor) -> tuple[Window, Tensor]:
+        """The clusters as rows of a window, and their bias ``[B or 1, H, S]`` with ln(size); rows
+        that queries share are clustered once."""
         column_BSC, member_BSC = bisect(self.sketch(window.keys), window.visible, *self._layout)
         member_BSC = member_BSC.to(window.keys.dtype)
         size_BS = member_BSC.sum(dim=-1)

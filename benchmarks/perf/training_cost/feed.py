@@ -8,7 +8,6 @@ which the training thread neither predicts nor learns.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.paper.cost_streams import PausingSource
+from benchmarks.paper.cost_streams import PausingSource, fill
 from benchmarks.paper.datasets import Dataset
 from benchmarks.paper.phases import PHASES, PhaseClock, TimedLearner, TimedMemory, TimedSource
 from benchmarks.paper.plan import CommonSettings, parse_method
@@ -29,17 +28,12 @@ from cache_actors.home import Home
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import start_pool, stop_pool
 from marm.events import EventBatch
-from marm.memory import Ack
-from marm.sequence import enters_sequence, raw_rows
 from train.collective import SingleWorker
 from train.config import TrainConfig
 from train.metrics import EvaluationWindow
 from train.stream import Hooks, StreamTrainer
 
 _FEED_FRACTION = 0.30
-_ACK_TIMEOUT_S = 120.0
-_EVENTS_PER_SAVE = 1 << 12
-_SAVES_UNDER_WAY = 8
 
 
 @dataclass(frozen=True)
@@ -144,7 +138,7 @@ def _train(
         source.left = settings.events_per_slice
         before = Slice(0.0, 0.0, dict(clock.elapsed_s), clock.seconds())
         cpu_began, began = time.process_time(), time.perf_counter()
-        trainer.run(Hooks(_do_nothing, _do_nothing, _do_nothing))
+        trainer.run(Hooks.nothing())
         slices.append(
             Slice(
                 time.perf_counter() - began,
@@ -189,24 +183,6 @@ def _summary(settings: FeedSettings, slices: list[Slice]) -> Measured:
     return Measured(figures, medians)
 
 
-def fill(client: MemoryClient, events: EventBatch, seed: int = 0) -> None:
-    """Save ``events`` as rows that look computed, with random vectors."""
-    namespace = client.namespace
-    rng = np.random.default_rng(seed)
-    under_way: deque[Ack] = deque()
-    for begin in range(0, len(events), _EVENTS_PER_SAVE):
-        part = events.take(slice(begin, begin + _EVENTS_PER_SAVE))
-        part = part.take(enters_sequence(part, namespace.sequence))
-        rows = raw_rows(part, namespace.row_dtype)
-        rows["memory"] = rng.standard_normal(rows["memory"].shape, np.float32)
-        rows["written_step"] = 0
-        under_way.append(client.save(part.user_id, rows))
-        while len(under_way) > _SAVES_UNDER_WAY:
-            under_way.popleft().wait(_ACK_TIMEOUT_S)
-    for ack in under_way:
-        ack.wait(_ACK_TIMEOUT_S)
-
-
 def newest_of_users(events: EventBatch, n: int) -> EventBatch:
     """The newest ``n`` events of every user of events in time order."""
     order = np.argsort(events.user_id, kind="stable")
@@ -232,7 +208,3 @@ def longest_users(dataset: Dataset, num_events: int) -> Dataset:
 
 def _less(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {name: after[name] - before[name] for name in after}
-
-
-def _do_nothing() -> None:
-    """Nothing is checkpointed, published or shown."""

@@ -16,9 +16,9 @@ from train import item_to_item, popularity, seen_catalog
 from train.agreement import WINDOW_EVENTS, agreement, windows
 from train.batch_history import BatchHistory
 from train.item_to_item import ItemToItem
-from train.labels import usable_labels
 from train.popularity import Popularity
 from train.predictions import Predictions
+from train.screening import LABELS, EventScreen
 from train.seen_catalog import SeenCatalog
 
 
@@ -152,14 +152,15 @@ def test_agreement_of_cascading_with_ranking() -> None:
 
 def test_impossible_labels_are_unknown_and_counted() -> None:
     events = make_events(20)
-    good, count = usable_labels(events)
-    assert count == 0
+    screen = EventScreen(max_ahead_s=None)
+    good = screen.pass_on(events)
+    assert screen.tallies[LABELS] == 0
     assert good is events
     labels = events.labels.copy()
     labels[0, 0], labels[1, 1], labels[2, -1], labels[3, 2] = np.inf, 1.5, -1.0, -np.inf
     labels[4, -1], labels[5, 3] = 1e6, 0.5
-    found, count = usable_labels(replaced(events, labels=labels))
-    assert count == 4
+    found = screen.pass_on(replaced(events, labels=labels))
+    assert screen.tallies[LABELS] == 4
     expected = labels.copy()
     expected[0, 0] = expected[1, 1] = expected[2, -1] = expected[3, 2] = np.nan
     np.testing.assert_array_equal(found.labels, expected)
