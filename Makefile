@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 HOME_DIR ?= marm-home
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check serve train bench install clean
+.PHONY: demo test check serve train bench install sharded clean
 
 demo: $(STAMP)  ## Simulate, train, serve and give feedback once; ends with one JSON line.
 	$(BIN)/marm demo --fresh --home $(HOME_DIR)
@@ -31,6 +31,10 @@ bench: $(STAMP)  ## make bench DATA=ratings.parquet
 	$(BIN)/python -m benchmarks.paper.movielens --data $(DATA)
 
 install: $(STAMP)
+
+sharded: $(STAMP)  ## What sharded tables need; without --no-deps pip would bring CUDA along.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sharded]'
+	$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

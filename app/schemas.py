@@ -160,6 +160,10 @@ class StageHealth(BaseModel):
     model_version: int | None
     namespace: str | None
     problem: str
+    newest_event_ms: int | None = None
+    """Time of the newest event that the model has learned; null where that is not known."""
+    newest_event_age_s: float | None = None
+    """How long ago that was."""
 
 
 class MemoryHealth(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from app.strict import Strict
 from marm.scoring_plan import ScoringPlan
-from marm.search import AllRows, RowSearch, SameCategory, TopRows
+from marm.search import RowSearch, SameCategory, TopRows
 
 SCORING_FIELDS = ("precision", "search_top_k", "search_category")
 
@@ -20,7 +20,8 @@ class ScoringArgs(Strict):
     """``bf16`` is faster where the device multiplies it itself, and refused elsewhere; ``auto``
     takes it where it is there. Scores equal those of training within 1e-4 in fp32 only."""
     search_top_k: Annotated[int, Field(ge=1)] | None = None
-    """Attend to the K best rows of every layer (Eq. 9); None attends to all."""
+    """Attend to the K best rows of every layer (Eq. 9); None attends to what the model attended to
+    in training: all rows, or the best of its own search."""
     search_category: Literal["tag", "author", "tag_or_author"] | None = None
     """Take the newest K rows of the candidate's category instead of the best K."""
 
@@ -35,7 +36,7 @@ class ScoringArgs(Strict):
 
     def scoring_plan(self) -> ScoringPlan:
         """The plan that these settings stand for."""
-        search: RowSearch = AllRows()
+        search: RowSearch | None = None
         if self.search_top_k is not None:
             search = TopRows(self.search_top_k)
             if self.search_category is not None:

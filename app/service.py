@@ -59,6 +59,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def age_s(then_ms: int | None, asked_ms: int) -> float | None:
+    """Seconds from a moment to ``asked_ms``; None of an unknown one."""
+    return None if then_ms is None else round((asked_ms - then_ms) / 1000, 3)
+
+
 class Service:
     """Recommendations, feedback and health for the edge."""
 
@@ -223,12 +228,15 @@ class Service:
 
     async def _stage_health(self) -> HealthResponse:
         statuses = await self._statuses()
+        asked_ms = now_ms()
         stages = {
             f"{status.stage}/{status.variant}": StageHealth(
                 ready=status.ready,
                 model_version=status.model_version,
                 namespace=None if status.namespace is None else status.namespace.name,
                 problem=status.problem,
+                newest_event_ms=status.newest_event_ms,
+                newest_event_age_s=age_s(status.newest_event_ms, asked_ms),
             )
             for status in statuses
         }

@@ -43,6 +43,9 @@ PIN_FILE = "pin.json"
 ITEMS = "items"
 """Name of the extra arrays that a retrieval model's item index is built from."""
 
+NEWEST_EVENT = "newest_event_ms"
+"""Key of a version's configuration: time of the newest event that it has learned."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _VERSION_NAME = re.compile(r"\d{8}")
 
@@ -67,6 +70,12 @@ class PublishedModel:
     def items(self) -> dict[str, NDArray]:
         """Item columns of a retrieval model; empty for other stages."""
         return self.extra.get(ITEMS, {})
+
+    @property
+    def newest_event_ms(self) -> int | None:
+        """Time of the newest event that it has learned; None where its publisher did not say."""
+        newest_ms = self.config.get(NEWEST_EVENT)
+        return newest_ms if isinstance(newest_ms, int) else None
 
 
 class ModelRegistry:
@@ -143,6 +152,14 @@ class ModelRegistry:
             except SafetensorError as error:
                 raise ModelRegistryError(f"{path / name} is not safetensors: {error}") from error
         return PublishedModel(stage, variant, version, config, tensors, extra, path)
+
+    def config(self, stage: str, variant: str, version: int) -> dict[str, Any]:
+        """What a version says of itself, without reading its tensors.
+
+        Raises:
+            ModelRegistryError: it is missing, or its configuration was changed.
+        """
+        return _read_config(self._version_path(stage, variant, version), stage, variant, version)
 
     def latest_loadable(
         self, stage: str, variant: str, current: int | None = None

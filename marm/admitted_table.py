@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from marm.addressing import combine64
-from marm.sparse import FEATURE_SALTS, ROW_STATE_BYTES, SparseTable
+from marm.sparse import FEATURE_SALTS, INIT_STD, ROW_STATE_BYTES, SparseTable
 
 WAYS = 8
 """Places in a bucket."""
@@ -58,7 +58,7 @@ class AdmittedTable(SparseTable):
             raise ValueError(f"num_slots must be at least {WAYS}, got {num_slots}")
         num_places = self._num_buckets * WAYS
         weight = torch.zeros(NUM_SHARED + num_places, feature_dim)
-        weight[:NUM_SHARED].normal_(std=0.05)
+        weight[:NUM_SHARED].normal_(std=INIT_STD)
         super().__init__(weight)
         self.num_slots, self.admit_after = num_slots, admit_after
         self.keep_events = keep_events
@@ -75,10 +75,12 @@ class AdmittedTable(SparseTable):
         return ((hashed << _SALT_BITS) | salt).reshape(array.shape)
 
     @staticmethod
-    def needed_bytes(num_slots: int, feature_dim: int) -> int:
-        """What a table takes, with its optimiser."""
-        own_bytes = 8 + 4 + 8  # ids, counts, seen_at
-        return (num_slots + NUM_SHARED) * (4 * feature_dim + ROW_STATE_BYTES + own_bytes)
+    def needed_bytes(num_slots: int, feature_dim: int, num_shards: int = 1) -> int:
+        """What a table takes, with its optimiser, on each worker that its rows are spread over;
+        which id has which row is known to all of them."""
+        num_rows, own_bytes = num_slots + NUM_SHARED, 8 + 4 + 8  # ids, counts, seen_at
+        held_rows = -(-num_rows // num_shards)
+        return held_rows * (4 * feature_dim + ROW_STATE_BYTES) + num_rows * own_bytes
 
     @property
     def num_admitted(self) -> int:

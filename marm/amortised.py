@@ -20,7 +20,7 @@ from marm.attention import MultiLayerTargetAttention, TargetAttention
 from marm.frozen_layer import FrozenLayer
 from marm.key_inputs import Workspace
 from marm.precision import Precision
-from marm.search import AllRows, Categories, Found, RowSearch
+from marm.search import Categories, Found, RowSearch
 from marm.sequence import NUM_GAP_BUCKETS
 
 
@@ -46,7 +46,8 @@ class AmortisedAttention:
         precision: Precision,
         search: RowSearch | None = None,
     ) -> None:
-        self.precision, self.search = precision, search or AllRows()
+        """``search`` takes the place of the one that ``attention`` was trained with (None: not)."""
+        self.precision, self.search = precision, search or attention.search
         modules = [attention.first, *attention.layers]
         self.search.prepare()
         self.workspace = Workspace()

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from marm.key_reading import RowPart, read_keys
+from marm.key_reading import Keys, RowPart, read_keys
+from marm.search import AllRows, RowSearch
+from marm.searched_keys import found_keys
 from marm.sequence import NUM_DISTANCE_BUCKETS, NUM_GAP_BUCKETS
 
 _MASKED = -1e9
+_EVERY_ROW = AllRows()
 
 FIRST_LAYER_DECAY = 0.25
 """Initial recency decay of every other head of layer 0, per quarter of a doubling of distance."""
@@ -22,22 +25,6 @@ FIRST_LAYER_DECAY = 0.25
 
 _INITIAL_NOISE = 0.3
 """Of torch's own initial deviation, beside the identity."""
-
-
-@dataclass(frozen=True)
-class Keys:
-    """One set of keys and what each query sees of it.
-
-    A slab has inputs ``[U, N, C]`` and ``user_row`` picks the user of each query; with one user,
-    all queries share its keys and nothing is copied per query. A block has inputs ``[P, C]`` and
-    ``user_row`` None. The leading dim of the view is B, or 1 when all queries see the same.
-    ``inputs`` may be given as the parts that make up C.
-    """
-
-    inputs: Tensor | tuple[RowPart, ...]
-    visible: Tensor  # bool [B or 1, N or P]
-    bias: Tensor  # [B or 1, H, N or P] recency bias of this layer
-    user_row: Tensor | None
 
 
 class TargetAttention(nn.Module):
@@ -66,12 +53,15 @@ class TargetAttention(nn.Module):
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
         )
 
-    def forward(self, query_input: Tensor, key_sets: list[Keys]) -> Tensor:
-        """Attend ``query_input`` [B, query_dim] to all ``key_sets`` in one softmax."""
+    def forward(
+        self, query_input: Tensor, key_sets: list[Keys], search: RowSearch = _EVERY_ROW
+    ) -> Tensor:
+        """Attend ``query_input`` [B, query_dim] to the rows of all ``key_sets`` that ``search``
+        finds, in one softmax (Eq. 9)."""
         batch = query_input.shape[0]
         q_BHE = self.queries(query_input)
         logits, readings = [self.null_logit.expand(batch, -1).unsqueeze(-1)], []
-        for keys in key_sets:
+        for keys in found_keys(search, q_BHE, self.key_value, key_sets):
             reading = read_keys(q_BHE, keys.inputs, self.key_value, keys.user_row)
             biased = reading.content() + keys.bias
             logits.append(biased.masked_fill(~keys.visible.unsqueeze(1), _MASKED))
@@ -167,6 +157,7 @@ class MultiLayerTargetAttention(nn.Module):
 
     A stored row enters layer i as its normalised cached vector beside the live embedding of its
     item and feedback: the vector was written before the feedback was known and by older weights.
+    With a search, each layer attends to the rows it finds by its own logits (Eq. 9).
     """
 
     def __init__(
@@ -178,8 +169,10 @@ class MultiLayerTargetAttention(nn.Module):
         depth: int,
         num_heads: int,
         recency: tuple[str, ...],
+        search: RowSearch = _EVERY_ROW,
     ) -> None:
         super().__init__()
+        self.search = search
         self.recency = RecencyBias.of_layers(depth, num_heads, recency)
         self.first = TargetAttention(query_dim, feature_dim, dim, num_heads)
         self.feature_norms = nn.ModuleList(nn.LayerNorm(feature_dim) for _ in range(depth + 1))
@@ -219,7 +212,7 @@ class MultiLayerTargetAttention(nn.Module):
         if block is not None:
             block_live = RowPart.normalised(block.features, self.feature_norms[0])
             key_sets.append(Keys((block_live,), block.visible, block_bias[0], None))
-        outputs = [self.first(query_input, key_sets)]
+        outputs = [self.first(query_input, key_sets, self.search)]
         for index, layer in enumerate(self.layers):
             y = outputs[-1]
             # Normalised apart: cached vectors are far larger than embeddings, which carry the
@@ -234,5 +227,5 @@ class MultiLayerTargetAttention(nn.Module):
                 own = y if block_memory_BLD is None else block_memory_BLD[:, index]
                 formed = (RowPart.normalised(own, cached), block_live.under(live))
                 key_sets.append(Keys(formed, block.visible, block_bias[index + 1], None))
-            outputs.append(layer(y, key_sets))
+            outputs.append(layer(y, key_sets, self.search))
         return outputs

@@ -14,7 +14,7 @@ from marm.config import ModelConfig
 from marm.items import ItemFeatures
 from marm.matches import Match
 from marm.memory import UserRows
-from marm.network import Embedded, SequenceNetwork
+from marm.network import Embedded, Prediction, SequenceNetwork
 from marm.sparse import SparseTable
 from marm.supervised import SupervisedModel
 
@@ -36,8 +36,8 @@ class CascaderNet(nn.Module):
 
     def forward(
         self, embedded: Embedded, prior_B1: Tensor, block_memory_BLD: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits ``[B, 1]``, (unsaved) layer outputs ``[B, L, D]`` and auxiliary logits."""
+    ) -> Prediction:
+        """One task; its layer outputs are not saved, and nothing corrects it."""
         target = embedded.target_BF + embedded.context_BF
         known = self.sequence(target, embedded, block_memory_BLD)
         match = self.match(known.interest_BX, embedded.target_BF)
@@ -45,7 +45,7 @@ class CascaderNet(nn.Module):
             [known.interest_BX, embedded.target_BF, embedded.context_BF, match], dim=-1
         )
         logits = self.tower(features) + self.prior_scale * prior_B1
-        return logits, known.rows_BLD, known.auxiliary_BA
+        return Prediction(logits, known.rows_BLD, known.auxiliary_BA, logits[:, None][:, :0])
 
 
 class Cascader(SupervisedModel):

@@ -19,6 +19,7 @@ EVERYTHING = 1 << 40
 
 METHODS = (
     "marm",
+    "marm_sim",
     "sum_pooling",
     "din",
     "sim_soft",
@@ -31,6 +32,9 @@ METHODS = (
 )
 """Methods of modelling interest (`marm.interest`); all but MARM see raw rows only."""
 
+MEMORY_METHODS = ("marm", "marm_sim")
+"""MARM, plain and with SIM: what reads and writes cached layers. A model has at most one."""
+
 SEQUENCE_METHODS = ("hstu", "decoder")
 """Those whose rows attend to one another: they need a batch as one sequence per user."""
 
@@ -40,9 +44,11 @@ class InterestConfig:
     """One method and what is its own.
 
     Attributes:
-        method: one of `METHODS`. The depth of ``marm`` is the model's, as it is the memory's.
+        method: one of `METHODS`. The depth of `MEMORY_METHODS` is the model's, as it is the
+            memory's.
         layers: blocks of ``hstu`` and ``decoder``; layers that ``stca`` stacks on its first one.
-        top_k: rows that the search of ``sim_soft``, ``sim_hard``, ``twin`` and ``twin_v2`` keeps.
+        top_k: rows that the search of ``sim_soft``, ``sim_hard``, ``twin`` and ``twin_v2`` keeps,
+            and that of every layer of ``marm_sim``.
         cluster_size: rows in one cluster of ``twin_v2``, at most.
     """
 
@@ -108,10 +114,10 @@ class ModelConfig:
         num_user_vectors: vectors per user, one per interest (retrieval). Each costs a pass of the
             queries through all layers.
         positive_task: the label that makes an event a positive for retrieval and cascading.
-        error_layers: 1 lets the first of the ``depth`` stored layers hold the user's accumulated
-            prediction errors (`marm.error_memory`), 0 stores outputs of attention alone, as the
-            paper does. Rows of one kind mean nothing to the other: raise the namespace's epoch
-            when you change it.
+        error_layers: so many of the ``depth`` stored layers, the first ones, hold the user's
+            accumulated prediction errors (`marm.error_memory`); with 0 all hold outputs of
+            attention, as the paper has it. Rows of one kind mean nothing to the other: raise the
+            namespace's epoch when you change it.
         interests: methods that model interest; the heads read the outputs of all side by side (the
             ensemble of Table 2).
     """
@@ -161,10 +167,14 @@ class ModelConfig:
         methods = [interest.method for interest in self.interests]
         if not methods or len(set(methods)) != len(methods):
             raise ValueError(f"interests must be distinct methods of {METHODS}, got {methods}")
-        if "marm" not in methods and self.depth > 0:
+        with_memory = [method for method in methods if method in MEMORY_METHODS]
+        if len(with_memory) > 1:
+            raise ValueError(f"a model writes one memory, got {with_memory}; leave one of them out")
+        if not with_memory and self.depth > 0:
             raise ValueError(
-                f"a depth of {self.depth} needs the method 'marm', the only one that reads cached "
-                f"layers, got {methods}; add it or set the depth (and the namespace's) to 0"
+                f"a depth of {self.depth} needs one of {MEMORY_METHODS}, the only methods that "
+                f"read cached layers, got {methods}; add one or set the depth (and the "
+                "namespace's) to 0"
             )
         if not self.tasks:
             raise ValueError(f"tasks must name at least one of {TASKS}, got none")
@@ -201,24 +211,24 @@ class ModelConfig:
         return self.stage == "ranking" and self.error_layers > 0
 
     def _check_errors(self) -> None:
-        if self.error_layers not in (0, 1):
-            raise ValueError(f"error_layers must be 0 or 1, got {self.error_layers!r}")
+        _at_least("error_layers", self.error_layers, 0)
         if not self.error_layers:
             return
-        if self.depth < 1 or self.attention_dim < 4:
+        if self.depth < self.error_layers or self.attention_dim < 5:
             raise ValueError(
-                "error_layers=1 needs a stored layer of at least 4 numbers, got depth "
-                f"{self.depth} and attention_dim {self.attention_dim}; raise them or set it to 0"
+                f"error_layers={self.error_layers} needs as many stored layers, of at least 5 "
+                f"numbers each, got depth {self.depth} and attention_dim {self.attention_dim}; "
+                "raise them or lower it"
             )
         if self.positive_task not in self.tasks or self.positive_task not in self.feedback_signals:
             raise ValueError(
-                "error_layers=1 needs positive_task among tasks and feedback_signals, as errors "
+                "error_layers needs positive_task among tasks and feedback_signals, as errors "
                 f"are those of its predictions; got {self.positive_task!r}, tasks {self.tasks} and "
                 f"feedback_signals {self.feedback_signals}"
             )
         if self.namespace.dtype == "int8":
             raise ValueError(
-                "error_layers=1 needs rows of float16 or float32: sums that grow by little are "
+                "error_layers needs rows of float16 or float32: sums that grow by little are "
                 "lost in int8; choose another dtype or set it to 0"
             )
 

@@ -41,6 +41,32 @@ class RowPart:
         return self.values if self.norm is None else self.values * self.norm.weight + self.norm.bias
 
 
+@dataclass(frozen=True)
+class Keys:
+    """One set of keys and what each query sees of it.
+
+    A slab has inputs ``[U, N, C]`` and ``user_row`` picks the user of each query; with one user,
+    all queries share its keys and nothing is copied per query. A block has inputs ``[P, C]`` and
+    ``user_row`` None. The leading dim of the view is B, or 1 when all queries see the same.
+    ``inputs`` may be given as the `parts` that make up C.
+    """
+
+    inputs: Tensor | tuple[RowPart, ...]
+    visible: Tensor  # bool [B or 1, N or P]
+    bias: Tensor  # [B or 1, H, N or P] recency bias of this layer
+    user_row: Tensor | None
+
+    @property
+    def parts(self) -> tuple[RowPart, ...]:
+        """``inputs``, part by part."""
+        return as_parts(self.inputs)
+
+
+def as_parts(inputs: Tensor | tuple[RowPart, ...]) -> tuple[RowPart, ...]:
+    """Key inputs as parts, a whole one being one."""
+    return (RowPart(inputs),) if isinstance(inputs, Tensor) else inputs
+
+
 class KeyReading(Protocol):
     """Queries before one set of keys."""
 
@@ -161,7 +187,7 @@ def read_keys(
     Per row of a user, projecting takes 2*C*D products and D more for each of his queries, twice;
     absorbed, each query takes 2*H*C.
     """
-    parts = (RowPart(inputs),) if isinstance(inputs, Tensor) else inputs
+    parts = as_parts(inputs)
     num_users = parts[0].values.shape[0]
     if user_row_B is None or num_users < 2:
         return ProjectedKeys(q_BHE, parts, key_value, user_row_B)

@@ -10,7 +10,7 @@ Shape legend: B queries, U users, N slab length, L layers, D row width, F featur
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marm.attention import KeySource
-from marm.config import ModelConfig
+from marm.config import MEMORY_METHODS, ModelConfig
+from marm.error_memory import ErrorVectors
 from marm.events import NUM_WATCH_BUCKETS
 from marm.inputs import Feedback, ModelInputs
 from marm.interest.interface import (
@@ -33,7 +34,7 @@ from marm.interest.interface import (
 from marm.interest.memory_augmented import MemoryAugmented
 from marm.interest.methods import build_interest
 from marm.scoring_plan import ScoringPlan
-from marm.search import Categories
+from marm.search import AllRows, Categories, RowSearch
 from marm.sequence import View
 from marm.sparse import FEATURE_SALTS, SparseRows, SparseTable
 from marm.tables import addresses
@@ -51,6 +52,7 @@ class Embedded:
     block_BF: Tensor | None
     inputs: ModelInputs
     device: torch.device
+    errors: tuple[ErrorVectors, ...] = ()  # one for each layer of `marm.error_memory`
 
     def __len__(self) -> int:
         return len(self.target_BF)
@@ -124,6 +126,20 @@ class SequenceOutput:
     history: History
 
 
+class Prediction(NamedTuple):
+    """What the dense half of a model that predicts labels knows of each query."""
+
+    logits_BT: Tensor
+    rows_BLD: Tensor  # to save
+    auxiliary_BA: Tensor  # see `SequenceOutput`
+    corrected_BET: Tensor  # of `marm.error_memory`, trained too, the best one last; E may be 0
+
+    @property
+    def best(self) -> Tensor:
+        """The logits ``[B, T]`` to answer with: those that errors corrected, where they did."""
+        return self.corrected_BET[:, -1] if self.corrected_BET.shape[1] else self.logits_BT
+
+
 class SequenceNetwork(nn.Module):
     """The methods of modelling interest over a user's slab and, in training, the batch's events."""
 
@@ -158,7 +174,17 @@ class SequenceNetwork(nn.Module):
         for interest in self._methods():
             if isinstance(interest, MemoryAugmented):
                 return interest
-        raise ValueError("the model has no method 'marm', which reads and writes the memory")
+        raise ValueError(
+            f"the model has no method of {MEMORY_METHODS}, which read and write the memory"
+        )
+
+    @property
+    def search(self) -> RowSearch:
+        """The rows that layers over the memory attend to in training; all for other methods."""
+        for interest in self._methods():
+            if isinstance(interest, MemoryAugmented):
+                return interest.attention.search
+        return AllRows()
 
     def freeze(self, plan: ScoringPlan) -> None:
         """From now on score requests with the weights as they are now. Training, and loading other

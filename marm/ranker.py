@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marm.config import ModelConfig
-from marm.error_memory import UNCORRECTED_LOSS_WEIGHT, ErrorMemory
+from marm.error_memory import (
+    LEARNING_RATE,
+    ErrorMemory,
+    ErrorTable,
+    newest_rows,
+    shared_features,
+)
 from marm.heads import MixtureOfExpertsHeads
+from marm.inputs import ModelInputs
 from marm.items import ItemFeatures
 from marm.matches import Match, match_embeddings
 from marm.memory import UserRows
-from marm.network import Embedded, SequenceNetwork
+from marm.network import Embedded, Prediction, SequenceNetwork
 from marm.sparse import SparseTable
+from marm.stage_model import LearningRows
 from marm.supervised import SupervisedModel
 
 
@@ -34,21 +44,19 @@ class RankerNet(nn.Module):
 
     def forward(
         self, embedded: Embedded, prior_BT: Tensor, block_memory_BLD: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits ``[B, T]``, the rows to save ``[B, L, D]`` and auxiliary logits ``[B, A]``."""
+    ) -> Prediction:
+        """All tasks, and the rows y_1..y_L to save."""
         target = embedded.target_BF + embedded.context_BF
         known = self.sequence(target, embedded, block_memory_BLD)
         logits = self.predict(
             known.interest_BX, embedded.target_BF, embedded.user_BF, embedded.context_BF, prior_BT
         )
         if self.errors is None:
-            return logits, known.rows_BLD, known.auxiliary_BA
-        corrected, row_BD = self.errors(logits, embedded.target_BF, known.history)
-        rows_BLD = torch.cat([row_BD[:, None], known.rows_BLD], dim=1)
-        # What the errors are measured from has to be a prediction of its own.
-        first = self.errors.task
-        auxiliary = torch.cat([known.auxiliary_BA, logits[:, first : first + 1]], dim=1)
-        return corrected, rows_BLD, auxiliary
+            nothing_B0T = logits[:, None][:, :0]
+            return Prediction(logits, known.rows_BLD, known.auxiliary_BA, nothing_B0T)
+        corrected_BET, rows = self.errors(logits, embedded.errors, known.history)
+        rows_BLD = torch.cat([torch.stack(rows, dim=1), known.rows_BLD], dim=1)
+        return Prediction(logits, rows_BLD, known.auxiliary_BA, corrected_BET)
 
     def predict(
         self,
@@ -70,13 +78,37 @@ class Ranker(SupervisedModel):
 
     def __init__(self, config: ModelConfig, table: SparseTable | None = None) -> None:
         super().__init__(config, config.tasks, RankerNet(config), table)
+        layers = config.error_layers if config.keeps_errors else 0
+        self.error_tables = nn.ModuleList(ErrorTable(config) for _ in range(layers))
 
-    def auxiliary_weights(self, auxiliary_BA: Tensor) -> Tensor:
-        """See `SupervisedModel.auxiliary_weights`; the prediction before errors comes last."""
-        weights = super().auxiliary_weights(auxiliary_BA)
-        if self.config.keeps_errors:
-            weights[-1] = UNCORRECTED_LOSS_WEIGHT
-        return weights
+    def embed(self, inputs: ModelInputs) -> Embedded:
+        """See `StageModel.embed`."""
+        return self._with_errors(super().embed(inputs))
+
+    def look_up(self, inputs: ModelInputs) -> Embedded:
+        """See `StageModel.look_up`."""
+        return self._with_errors(super().look_up(inputs))
+
+    def learning_rows(self, embedded: Embedded) -> list[LearningRows]:
+        """See `StageModel.learning_rows`: the item vectors that errors are told of."""
+        found = zip(self._tables(), embedded.errors, strict=True)
+        return [LearningRows(table, of.sparse, LEARNING_RATE) for table, of in found]
+
+    def _with_errors(self, embedded: Embedded) -> Embedded:
+        if not self.config.keeps_errors:
+            return embedded
+        inputs = embedded.inputs
+        width = shared_features(self.config)
+        user, column = newest_rows(inputs)
+        addresses = inputs.target_slots_BK, inputs.slab.slots_UNK[user, column]
+        targets, newest = (
+            self.table.stat_slots(torch.from_numpy(of[:, :width])).numpy() for of in addresses
+        )
+        found = tuple(table.look_up(targets, newest) for table in self._tables())
+        return replace(embedded, errors=found)
+
+    def _tables(self) -> list[ErrorTable]:
+        return [table for table in self.error_tables if isinstance(table, ErrorTable)]
 
     def score(
         self,

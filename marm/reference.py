@@ -2,9 +2,9 @@
 
 What Fig. 2(b) of the paper draws, written as plainly as possible: every position of the history is
 a query, position j sees the n positions before it, and layer i reads layer i's outputs at those
-positions. With frozen weights, streaming a log in micro-batches and reading the memory must give
-the same numbers (see tests/numerics). It shares a model's parameters and none of the masking,
-batching, hashing shortcuts or memory of the fast path.
+positions, or at those of them that its search finds (Eq. 9). With frozen weights, streaming a log
+in micro-batches and reading the memory must give the same numbers (see tests/numerics). It shares a
+model's parameters and none of the masking, batching, hashing shortcuts or memory of the fast path.
 
 Shape legend: P positions of one user's history, D attention width, F feature dim, H heads.
 """
@@ -62,7 +62,10 @@ def decode_history(model: Ranker, history: EventBatch) -> ReferenceOutput:
         for position in range(len(history)):
             past, (distances, gaps) = _band(history, position, model)
             bias = _bias(attention.recency, distances, gaps)[index]
-            rows.append(_attend(layer, query[position], key_inputs[past], bias))
+            logits_HP = _logits(layer, query[position], key_inputs[past], bias)
+            found = attention.search.find(logits_HP.mean(dim=0, keepdim=True), None).position[0]
+            keys = key_inputs[past][found]
+            rows.append(_attend(layer, query[position], keys, bias[:, found]))
         query = torch.stack(rows)
         outputs.append(query)
     item_slots = torch.from_numpy(model.table.slots("item", history.item_id))
@@ -90,17 +93,26 @@ def _bias(recency: RecencyBias, distances: list[int], gaps_ms: list[int]) -> Ten
     return bias.view(len(distances), recency.num_layers, recency.num_heads).permute(1, 2, 0)
 
 
-def _attend(layer: TargetAttention, query: Tensor, keys: Tensor, bias_HP: Tensor) -> Tensor:
-    """One query, head by head, over the visible keys and the null key (Eq. 5)."""
+def _logits(layer: TargetAttention, query: Tensor, keys: Tensor, bias_HP: Tensor) -> Tensor:
+    """Content and recency bias of one query, head by head, ``[H, P]``."""
     width = layer.dim // layer.num_heads
     q = layer.query(layer.query_norm(query))
-    k, v = layer.key_value(keys).chunk(2, dim=-1)
-    heads = []
+    k, _ = layer.key_value(keys).chunk(2, dim=-1)
+    logits = []
     for head in range(layer.num_heads):
         part = slice(head * width, (head + 1) * width)
-        logits = k[:, part] @ q[part] / width**0.5 + bias_HP[head]
+        logits.append(k[:, part] @ q[part] / width**0.5 + bias_HP[head])
+    return torch.stack(logits)
+
+
+def _attend(layer: TargetAttention, query: Tensor, keys: Tensor, bias_HP: Tensor) -> Tensor:
+    """One query, head by head, over the keys and the null key (Eq. 5)."""
+    width = layer.dim // layer.num_heads
+    _, v = layer.key_value(keys).chunk(2, dim=-1)
+    heads = []
+    for head, logits in enumerate(_logits(layer, query, keys, bias_HP)):
         weights = torch.softmax(torch.cat([layer.null_logit[head : head + 1], logits]), dim=0)
-        heads.append(weights[1:] @ v[:, part])
+        heads.append(weights[1:] @ v[:, head * width : (head + 1) * width])
     y = layer.residual(query) + layer.output(torch.cat(heads))
     return y + layer.feed_forward(y)
 

@@ -55,35 +55,41 @@ class RetrieverNet(nn.Module):
 
     def forward(
         self, embedded: Embedded, block_memory_BLD: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Unit user vectors ``[B*K, V]``, those of a query side by side, and item vectors
-        ``[B, V]``."""
-        return (
-            self.user_vectors(embedded, block_memory_BLD),
-            self.item_vectors(embedded.target_BF),
-        )
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit user vectors ``[B*K, V]``, those of a query side by side, item vectors ``[B, V]``,
+        and what a memory of its own keeps of the first interest, ``[B, L, D]``."""
+        outputs, rows_BLD = self._attend(embedded, block_memory_BLD)
+        return self._user_vectors(outputs), self.item_vectors(embedded.target_BF), rows_BLD
 
     def user_vectors(self, embedded: Embedded, block_memory_BLD: Tensor | None = None) -> Tensor:
         """``[B*K, V]`` unit vectors of the users of the queries."""
-        query_BF = embedded.user_BF + embedded.context_BF
-        if self.num_user_vectors == 1:
-            outputs = self.sequence(query_BF, embedded, block_memory_BLD).interest_BX
-        elif len(query_BF) == 1 and embedded.inputs.block is None:
-            # A request: the interests share the rows as candidates do, in one pass.
-            outputs = self.sequence(query_BF + self.interests, embedded).interest_BX
-        else:
-            outputs = self._outputs_by_interest(query_BF, embedded, block_memory_BLD)
+        return self._user_vectors(self._attend(embedded, block_memory_BLD)[0])
+
+    def _user_vectors(self, outputs: Tensor) -> Tensor:
         return nn.functional.normalize(self.user_tower(outputs), dim=-1)
 
-    def _outputs_by_interest(
+    def _attend(self, embedded: Embedded, block_memory_BLD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What is known of each interest ``[B*K, X]``, and y_1..y_L of the first ``[B, L, D]``."""
+        query_BF = embedded.user_BF + embedded.context_BF
+        if self.num_user_vectors == 1:
+            known = self.sequence(query_BF, embedded, block_memory_BLD)
+            return known.interest_BX, known.rows_BLD
+        if len(query_BF) == 1 and embedded.inputs.block is None:
+            # A request: the interests share the rows as candidates do, in one pass.
+            known = self.sequence(query_BF + self.interests, embedded)
+            return known.interest_BX, known.rows_BLD[:1]
+        return self._attend_by_interest(query_BF, embedded, block_memory_BLD)
+
+    def _attend_by_interest(
         self, query_BF: Tensor, embedded: Embedded, block_memory_BLD: Tensor | None
-    ) -> Tensor:
-        """``[B*K, D]``, one pass of all queries per interest."""
+    ) -> tuple[Tensor, Tensor]:
+        """`_attend`, one pass of all queries per interest."""
         passes = [
-            self.sequence(query_BF + interest_F, embedded, block_memory_BLD).interest_BX
+            self.sequence(query_BF + interest_F, embedded, block_memory_BLD)
             for interest_F in self.interests
         ]
-        return torch.stack(passes, dim=1).flatten(0, 1)
+        outputs = torch.stack([one.interest_BX for one in passes], dim=1).flatten(0, 1)
+        return outputs, passes[0].rows_BLD
 
     def item_vectors(self, item_BF: Tensor) -> Tensor:
         """``[B, V]`` unit vectors of embedded items."""
@@ -109,7 +115,8 @@ class Retriever(StageModel):
         block_memory_BLD: Tensor | None = None,
     ) -> StepOutput:
         """See `StageModel.training_forward`; only positive events are queries of the softmax."""
-        users, item_BV = (vectors.float() for vectors in net(embedded, block_memory_BLD))
+        users, item_BV, rows_BLD = net(embedded, block_memory_BLD)
+        users, item_BV = users.float(), item_BV.float()
         slots = self.item_slots(embedded.inputs)
         with torch.autocast(users.device.type, enabled=False):  # half precision would make ties
             by_vector = (users @ item_BV.T).view(
@@ -124,11 +131,10 @@ class Retriever(StageModel):
         corrected = corrected.masked_fill(same_item, -1e9)
         positive = self.targets(labels_B)[:, 0] > 0
         loss = (torch.logsumexp(corrected, dim=1) - corrected.diagonal())[positive].sum()
-        no_rows = item_BV.detach().new_zeros((len(item_BV), 0, self.config.attention_dim))
         # A copy: whoever keeps the scores would keep all logits of the batch with the diagonal.
         scores = own.detach().float().cpu().numpy()[:, None].copy()
         vectors = users.detach().view(len(item_BV), self.config.num_user_vectors, users.shape[1])
-        return StepOutput(loss, scores, no_rows, vectors)
+        return StepOutput(loss, scores, rows_BLD.detach(), vectors)
 
     def num_labels(self, labels_B: NDArray[np.float32]) -> int:
         """Number of positive events: each is one softmax."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from marm.precision import PRECISIONS
-from marm.search import AllRows, RowSearch
+from marm.search import RowSearch
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,13 @@ class ScoringPlan:
     Attributes:
         precision: ``fp32``; ``bf16``; or ``auto``, the fastest that the device computes itself.
             Served and offline scores agree within 1e-4 in fp32 only.
-        search: the rows each candidate attends to (Section 2.2); all of them by default.
+        search: the rows each candidate attends to (Section 2.2). None: as in training, all of them
+            or those that the model's own search finds. Another search may serve, but then scores
+            are others than those of training.
     """
 
     precision: str = "fp32"
-    search: RowSearch = field(default_factory=AllRows)
+    search: RowSearch | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -5,6 +5,9 @@ layer's own logit, content and recency bias, before the softmax. So the exact se
 softmax over the rows found, takes the logits that the search has computed. Every layer searches for
 itself and finds other rows (Fig. 6).
 
+A model that is trained with a search (`marm_sim`) is served with the same one, unless its arm names
+another.
+
 Shape legend: M candidates, N rows (newest first), K rows found, T layers that searched.
 """
 
@@ -55,6 +58,13 @@ class Found:
 
     position: Tensor
     valid: Tensor
+
+    def mask(self, num_rows: int) -> Tensor:
+        """Of each candidate's rows, those found: bool ``[M, N]``."""
+        # One more column takes what does not count.
+        position = torch.where(self.valid, self.position, num_rows)
+        mask = torch.zeros(len(position), num_rows + 1, dtype=torch.bool, device=position.device)
+        return mask.scatter_(1, position, True)[:, :num_rows]
 
 
 class RowSearch(ABC):
@@ -166,7 +176,7 @@ def layer_overlap(found: Sequence[Found], num_rows: int) -> Tensor:
     candidates for whom neither layer found any count as 1. Positions of all layers must mean the
     same rows.
     """
-    chosen = [_as_mask(layer, num_rows) for layer in found]
+    chosen = [layer.mask(num_rows) for layer in found]
     overlap = torch.ones(len(chosen), len(chosen))
     for i, first in enumerate(chosen):
         for j, second in enumerate(chosen[:i]):
@@ -175,13 +185,6 @@ def layer_overlap(found: Sequence[Found], num_rows: int) -> Tensor:
             share_M = torch.where(union_M > 0, common_M / union_M.clamp_min(1), 1.0)
             overlap[i, j] = overlap[j, i] = share_M.mean()
     return overlap
-
-
-def _as_mask(found: Found, num_rows: int) -> Tensor:
-    # One more column takes what does not count.
-    position = torch.where(found.valid, found.position, num_rows)
-    mask = torch.zeros(len(position), num_rows + 1, dtype=torch.bool, device=position.device)
-    return mask.scatter_(1, position, True)[:, :num_rows]
 
 
 def _equal(of_candidate_M: Tensor, of_row_N: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def _found(
 
 def _attend(layer: TargetAttention, x_C: Tensor, inputs_KC: Tensor, bias_HK: Tensor) -> Tensor:
     if not len(inputs_KC):
-        context = torch.zeros(layer.dim)
+        context = x_C.new_zeros(layer.dim)
     else:
         q_HE, k_HKE, v_HKE = _heads(layer, x_C, inputs_KC)
         parts = []

@@ -21,6 +21,9 @@ from marm.addressing import feature_slots
 FEATURE_SALTS = {"item": 1, "author": 2, "tag": 3, "duration": 4, "user": 5, "context": 6}
 """Salts keep equal ids of different features in different rows; part of the stored format."""
 
+INIT_STD = 0.05
+"""Of the values that rows begin with."""
+
 ROW_STATE_BYTES = 12
 """Beside its numbers a row has a squared gradient and a place for removing duplicates."""
 
@@ -47,11 +50,12 @@ class SparseTable(nn.Module, ABC):
     weight: Tensor
     squared_gradient: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, initial_square: float = 0.0) -> None:
         super().__init__()
         # Buffers, not parameters: gradients are per row and never dense.
         self.register_buffer("weight", weight)
-        self.register_buffer("squared_gradient", torch.zeros(len(weight)), persistent=False)
+        accumulated = torch.full((len(weight),), initial_square)
+        self.register_buffer("squared_gradient", accumulated, persistent=False)
         self._position_of_row = np.zeros(len(weight), np.int64)
         self._scratch_in_use = threading.Lock()  # a server scores in several threads at once
 
@@ -108,8 +112,14 @@ class HashedTable(SparseTable):
     Ids never seen before are served and learned like any other.
     """
 
-    def __init__(self, num_slots: int, feature_dim: int, init_std: float = 0.05) -> None:
-        super().__init__(torch.randn(num_slots, feature_dim).mul_(init_std))
+    def __init__(
+        self,
+        num_slots: int,
+        feature_dim: int,
+        init_std: float = INIT_STD,
+        initial_square: float = 0.0,
+    ) -> None:
+        super().__init__(torch.randn(num_slots, feature_dim).mul_(init_std), initial_square)
         self.num_slots = num_slots
 
     @staticmethod
@@ -120,9 +130,9 @@ class HashedTable(SparseTable):
         return flat.reshape(array.shape)
 
     @staticmethod
-    def needed_bytes(num_slots: int, feature_dim: int) -> int:
-        """What a table takes, with its optimiser."""
-        return num_slots * (4 * feature_dim + ROW_STATE_BYTES)
+    def needed_bytes(num_slots: int, feature_dim: int, num_shards: int = 1) -> int:
+        """What a table takes, with its optimiser, on each worker that its rows are spread over."""
+        return -(-num_slots // num_shards) * (4 * feature_dim + ROW_STATE_BYTES)
 
     def slots(self, feature: str, ids: ArrayLike) -> NDArray[np.int64]:
         """See `SparseTable.slots`."""

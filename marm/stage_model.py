@@ -19,8 +19,9 @@ from marm.events import TASKS, WATCH_TIME
 from marm.inputs import InputBuilder, ModelInputs
 from marm.item_stats import ItemStats
 from marm.memory import UserRows
-from marm.network import Embedded, embed, look_up
-from marm.sparse import SparseTable
+from marm.network import Embedded, SequenceNetwork, embed, look_up
+from marm.search import RowSearch
+from marm.sparse import SparseRows, SparseTable
 from marm.tables import build_table
 
 Net = Callable[..., "tuple[Tensor, ...]"]
@@ -35,6 +36,15 @@ class StepOutput:
     scores_BT: NDArray[np.float32]  # predictions made before learning, one column per task
     rows_BLD: Tensor  # y_1..y_L (Eq. 7, 8), detached
     user_vectors_BKV: Tensor | None = None  # of retrieval, detached
+
+
+@dataclass(frozen=True)
+class LearningRows:
+    """Rows of one table that learn from gradients summed, not averaged, over events."""
+
+    table: SparseTable
+    rows: SparseRows
+    learning_rate: float
 
 
 class StageModel(nn.Module, ABC):
@@ -62,6 +72,11 @@ class StageModel(nn.Module, ABC):
     def look_up(self, inputs: ModelInputs) -> Embedded:
         """`embed` for inference: the same embeddings, nothing collects a gradient."""
         return look_up(self.table, inputs)
+
+    def learning_rows(self, embedded: Embedded) -> list[LearningRows]:
+        """Beside those of ``embedded.sparse`` in `table`: rows of other tables that learn from a
+        batch, at a pace of their own."""
+        return []
 
     def targets(self, labels_B: NDArray[np.float32]) -> Tensor:
         """Training targets ``[B, T]`` of `EventBatch.labels`: watch time as log1p of seconds."""
@@ -111,6 +126,17 @@ class StageModel(nn.Module, ABC):
     def num_labels(self, labels_B: NDArray[np.float32]) -> int:
         """Number of terms in the loss of a batch: observed labels of the tasks."""
         return int((~np.isnan(labels_B[:, self._task_columns])).sum())
+
+    @property
+    def trained_search(self) -> RowSearch:
+        """The rows that it attends to in training, and in serving unless a plan says otherwise."""
+        return self._sequence.search
+
+    @property
+    def _sequence(self) -> SequenceNetwork:
+        sequence = self.net.sequence
+        assert isinstance(sequence, SequenceNetwork)
+        return sequence
 
     @abstractmethod
     def training_forward(

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from marm.items import ItemFeatures
 from marm.memory import UserRows
-from marm.network import Embedded, SequenceNetwork
+from marm.network import Embedded, Prediction
 from marm.scoring_plan import ScoringPlan
 from marm.search import layer_overlap
 from marm.stage_model import Net, StageModel, StepOutput, check_single_user
 
 
 class SupervisedModel(StageModel):
-    """A dense half that maps (embedded inputs, item prior) to logits ``[B, T]`` and rows."""
+    """A dense half that maps (embedded inputs, item prior) to a `Prediction`."""
 
     def training_forward(
         self,
@@ -27,16 +27,14 @@ class SupervisedModel(StageModel):
     ) -> StepOutput:
         """See `StageModel.training_forward`."""
         prior = self.item_prior(self.item_slots(embedded.inputs))
-        logits, rows, auxiliary = net(embedded, prior, block_memory_BLD)
+        predicted = Prediction(*net(embedded, prior, block_memory_BLD))
         targets = self.targets(labels_B)
-        loss = self.supervised_loss(logits, targets) + _auxiliary_loss(
-            auxiliary, self._lead(targets), self.auxiliary_weights(auxiliary)
-        )
-        return StepOutput(loss, self.probabilities(logits.detach()), rows.detach())
-
-    def auxiliary_weights(self, auxiliary_BA: Tensor) -> Tensor:
-        """What each auxiliary prediction weighs in the loss, ``[A]``."""
-        return auxiliary_BA.new_ones(auxiliary_BA.shape[1])
+        loss = self.supervised_loss(predicted.logits_BT, targets)
+        loss = loss + _auxiliary_loss(predicted.auxiliary_BA, self._lead(targets))
+        for corrected_BT in predicted.corrected_BET.unbind(dim=1):
+            loss = loss + self.supervised_loss(corrected_BT, targets)
+        scores = self.probabilities(predicted.best.detach())
+        return StepOutput(loss, scores, predicted.rows_BLD.detach())
 
     def _lead(self, targets_BT: Tensor) -> Tensor:
         """Targets ``[B, 1]`` of the task that auxiliary predictions are of."""
@@ -63,8 +61,9 @@ class SupervisedModel(StageModel):
         """
         check_single_user(rows, user_id)
         inputs = self.inputs.for_candidates(rows, candidates, now_ms, context_id)
-        logits, _, _ = self.net(self.look_up(inputs), self.item_prior(self.item_slots(inputs)))
-        return self.probabilities(logits)
+        prior = self.item_prior(self.item_slots(inputs))
+        predicted: Prediction = self.net(self.look_up(inputs), prior)
+        return self.probabilities(predicted.best)
 
     def freeze(self, plan: ScoringPlan) -> None:
         """Predict with the amortised attention of ``plan`` from now on, with the weights as they
@@ -98,18 +97,12 @@ class SupervisedModel(StageModel):
         found = sequence.memory_augmented.search_rows(query, sequence.history(embedded))
         return layer_overlap(found, embedded.slab_UNF.shape[1]).cpu().numpy()
 
-    @property
-    def _sequence(self) -> SequenceNetwork:
-        sequence = self.net.sequence
-        assert isinstance(sequence, SequenceNetwork)
-        return sequence
 
-
-def _auxiliary_loss(logits_BA: Tensor, targets_B1: Tensor, weights_A: Tensor) -> Tensor:
+def _auxiliary_loss(logits_BA: Tensor, targets_B1: Tensor) -> Tensor:
     """Summed BCE of auxiliary predictions of one task, over observed labels."""
     observed = ~targets_B1.isnan()
     target = torch.where(observed, targets_B1, torch.zeros_like(targets_B1)).clamp(0.0, 1.0)
     loss = nn.functional.binary_cross_entropy_with_logits(
         logits_BA, target.expand_as(logits_BA), reduction="none"
     )
-    return (loss * observed * weights_A).sum()
+    return (loss * observed).sum()

@@ -30,6 +30,8 @@ def addresses(config: ModelConfig, feature: str, ids: ArrayLike) -> NDArray[np.i
     return _TABLES[config.table.kind].addresses(feature, ids, config.num_slots)
 
 
-def table_bytes(config: ModelConfig) -> int:
-    """What the model's table takes in training, in bytes."""
-    return _TABLES[config.table.kind].needed_bytes(config.num_slots, config.feature_dim)
+def table_bytes(config: ModelConfig, num_shards: int = 1) -> int:
+    """What the model's table takes in training, in bytes, on each of the ``num_shards`` workers
+    that its rows are spread over."""
+    kind = _TABLES[config.table.kind]
+    return kind.needed_bytes(config.num_slots, config.feature_dim, num_shards)

@@ -36,7 +36,7 @@ OpenMemory = Callable[[Namespace], MemoryReader]
 """How a stage gets a reader of a namespace."""
 
 EXACT = ScoringPlan()
-"""Every row, in single precision."""
+"""The rows that the model attended to in training, in single precision."""
 
 ITEM_COLUMNS = ("item_id", "author_id", "tag_id", "duration_ms", "popularity")
 

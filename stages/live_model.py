@@ -44,8 +44,8 @@ def any_swap(new: Versioned, live: Versioned) -> None:
 class LiveObserver(Protocol):
     """Is told what happens, in the polling thread; must not raise."""
 
-    def swapped(self, version: int, load_ms: float, by_hand: bool) -> None:
-        """``version`` went live; ``by_hand``: because `LiveModel.want` asked for it."""
+    def swapped(self, published: PublishedModel, load_ms: float, by_hand: bool) -> None:
+        """``published`` went live; ``by_hand``: because `LiveModel.want` asked for it."""
         ...
 
     def refused(self, version: int) -> None:
@@ -56,7 +56,7 @@ class LiveObserver(Protocol):
 class NoObserver:
     """Nobody looks."""
 
-    def swapped(self, version: int, load_ms: float, by_hand: bool) -> None:
+    def swapped(self, published: PublishedModel, load_ms: float, by_hand: bool) -> None:
         """See `LiveObserver.swapped`."""
 
     def refused(self, version: int) -> None:
@@ -114,6 +114,7 @@ class LiveModel(Generic[S]):
         self._check_swap = check_swap
         self._observer = observer or NoObserver()
         self._current: S | None = None
+        self._newest_event_ms: int | None = None  # that the current version has learned
         self._wanted: int | None = None  # by `want`
         self._target: int | None = None  # by `want` or the registry's pin, as of the last poll
         self._refused: dict[int, Refusal] = {}
@@ -127,6 +128,11 @@ class LiveModel(Generic[S]):
     def current(self) -> S | None:
         """What serves now; None before the first good version."""
         return self._current
+
+    @property
+    def newest_event_ms(self) -> int | None:
+        """Time of the newest event that what serves has learned; None where that is not known."""
+        return self._newest_event_ms
 
     @property
     def problem(self) -> str:
@@ -195,7 +201,8 @@ class LiveModel(Generic[S]):
         name = f"{self._stage}/{self._variant} version {version}"
         started_s = time.monotonic()
         try:
-            built = self._build(self._registry.load(self._stage, self._variant, version))
+            published = self._registry.load(self._stage, self._variant, version)
+            built = self._build(published)
             if self._current is not None and self._target is None:
                 self._check_swap(built, self._current)
         except Exception as error:
@@ -203,10 +210,10 @@ class LiveModel(Generic[S]):
             self._refuse(version, f"{name} was refused: {error}")
             return False
         load_ms = (time.monotonic() - started_s) * 1000
-        self._current = built
+        self._current, self._newest_event_ms = built, published.newest_event_ms
         self._refused.pop(version, None)
         self._logger.info("%s is live; it was loaded in %.0f ms", name, load_ms)
-        self._observer.swapped(version, load_ms, by_hand=self._wanted is not None)
+        self._observer.swapped(published, load_ms, by_hand=self._wanted is not None)
         return True
 
     def _refuse(self, version: int, reason: str) -> None:

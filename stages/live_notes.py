@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from cache_actors.registry import ModelRegistry
+from cache_actors.registry import ModelRegistry, PublishedModel
 from stages.request import StageName
 
 _LOAD_MS = [10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000]
@@ -25,6 +25,11 @@ class LiveNotes:
         self._version = Gauge(
             "marm_model_version", "Version that serves; absent before the first", _TAGS
         )
+        self._newest_event_s = Gauge(
+            "marm_model_newest_event_s",
+            "Unix time of the newest event that the version that serves has learned",
+            _TAGS,
+        )
         self._refused = Counter(
             "marm_model_refused", "Attempts to load a version that ended in its refusal", _TAGS
         )
@@ -32,12 +37,15 @@ class LiveNotes:
             "marm_model_load_ms", "From finding a version to its going live", _LOAD_MS, _TAGS
         )
 
-    def swapped(self, version: int, load_ms: float, by_hand: bool) -> None:
+    def swapped(self, published: PublishedModel, load_ms: float, by_hand: bool) -> None:
         """See `LiveObserver.swapped`."""
-        self._version.set(version, self._tags)
+        self._version.set(published.version, self._tags)
+        newest_ms = published.newest_event_ms
+        # Not the last version's where this one does not say: an alert should see that it is gone.
+        self._newest_event_s.set(0 if newest_ms is None else newest_ms / 1000, self._tags)
         self._load_ms.observe(load_ms, self._tags)
         if not by_hand:
-            self._registry.note_served(self._stage, self._model, version)
+            self._registry.note_served(self._stage, self._model, published.version)
 
     def refused(self, version: int) -> None:
         """See `LiveObserver.refused`."""

@@ -125,7 +125,8 @@ class StageResult:
 class StageStatus:
     """Whether a stage variant can serve, and with what.
 
-    ``lists`` are those of its live settings; None when they are not known.
+    ``newest_event_ms`` is the time of the newest event that its model has learned; None where that
+    is not known. ``lists`` are those of its live settings; None when they are not known.
     """
 
     stage: StageName
@@ -133,6 +134,7 @@ class StageStatus:
     model_version: int | None
     namespace: Namespace | None
     problem: str = ""
+    newest_event_ms: int | None = None
     lists: ItemLists | None = field(default=None, compare=False)
 
     @property

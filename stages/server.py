@@ -105,6 +105,7 @@ class StageServer(Generic[K]):
             model_version=None if stage is None else stage.version,
             namespace=None if stage is None else stage.namespace,
             problem="; ".join(filter(None, (self._live.problem, self._settings_problem))),
+            newest_event_ms=None if stage is None else self._live.newest_event_ms,
             lists=self._knobs.lists,
         )
 

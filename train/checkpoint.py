@@ -43,10 +43,12 @@ def save_checkpoint(trainer: StreamTrainer, directory: Path, offsets: LogOffsets
     np.savez_compressed(
         directory / f"feed-{rank}.npz", allow_pickle=False, **trainer.feed_state.to_arrays()
     )
+    for learner in trainer.learners:
+        learned = learner.state()  # where tables are sharded, everybody takes part
+        if learned is not None:
+            save_learner_state(learned, directory / f"{learner.stage}.safetensors")
     if rank != 0:
         return
-    for learner in trainer.learners:
-        save_learner_state(learner.state(), directory / f"{learner.stage}.safetensors")
     state = {
         "format": _FORMAT,
         "step": trainer.step,
@@ -108,7 +110,8 @@ def load_checkpoint(trainer: StreamTrainer, directory: Path) -> None:
     """Continue ``trainer`` from the checkpoint in ``directory`` (see `checkpoint_offsets`)."""
     state = json.loads((directory / _STATE_FILE).read_text())
     for learner in trainer.learners:
-        saved = load_learner_state(directory / f"{learner.stage}.safetensors")
+        path = directory / f"{learner.stage}.safetensors"
+        saved = load_learner_state(path, learner.held_rows)
         learner.load_state(saved)
     trainer.restore(
         state["step"],

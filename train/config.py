@@ -16,13 +16,17 @@ class TrainConfig:
     """One streaming run over a log.
 
     Attributes:
-        models: the models to train together, ranking first when it is among them. Without a ranking
-            model the memory is only read (time travel).
+        models: the models to train together, ranking first when it is among them. Without the model
+            that writes, the memory is only read (time travel).
+        writer: the stage whose model computes the rows. The paper's is ranking (Section 2.3);
+            another one has a memory of its own, in which ranking has no part.
         variant: name under which versions are published.
         batch_size: events of one worker in one step.
         dense_learning_rate: of Adam, for the dense halves.
         sparse_learning_rate: of row-wise Adagrad, for the embedding tables.
         num_workers: Ray Train workers; each owns a share of the user buckets.
+        tables: where the rows of embedding tables are: ``replicated``, all on every worker, or
+            ``sharded``, each on one of them (needs the extra `sharded`).
         num_threads: torch threads of a worker.
         device: ``cpu`` (gloo) or ``cuda`` (NCCL).
         precision: ``fp32``, or ``bf16`` for autocast.
@@ -32,7 +36,10 @@ class TrainConfig:
         checkpoint_every_steps: steps between checkpoints.
         publish_every_steps: steps between published versions; 0 publishes at the end only.
         publish_interval_s: longest time between published versions of a following run that never
-            catches up with the log; one that has caught up publishes at once.
+            catches up with the log; one that has caught up publishes sooner.
+        caught_up_interval_s: shortest time between published versions of a following run that has
+            caught up with the log.
+        follow_poll_s: how often a following run that has caught up looks for new events.
         keep_versions: published versions to keep.
         max_failures: restarts after lost workers before giving up.
         follow: keep training when the end of the log is reached, as it grows.
@@ -42,11 +49,13 @@ class TrainConfig:
     """
 
     models: tuple[ModelConfig, ...] = (ModelConfig(),)
+    writer: str = "ranking"
     variant: str = "default"
     batch_size: int = 256
     dense_learning_rate: float = 1e-3
     sparse_learning_rate: float = 0.1
     num_workers: int = 1
+    tables: str = "replicated"
     num_threads: int = 1
     device: str = "cpu"
     precision: str = "fp32"
@@ -56,6 +65,8 @@ class TrainConfig:
     checkpoint_every_steps: int = 2000
     publish_every_steps: int = 0
     publish_interval_s: float = 60.0
+    caught_up_interval_s: float = 5.0
+    follow_poll_s: float = 0.2
     keep_versions: int = 10
     max_failures: int = 3
     follow: bool = False
@@ -72,6 +83,7 @@ class TrainConfig:
             )
         if len({model.namespace for model in self.models}) > 1:
             raise ValueError("all models of a run must read the same memory namespace")
+        self._check_writer(stages)
         for name in ("batch_size", "num_workers", "num_threads", "metrics_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -85,9 +97,12 @@ class TrainConfig:
         # Refused now rather than by the registry at the end of the run.
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.variant):
             raise ValueError(f"variant must match [a-z0-9][a-z0-9._-]*, got {self.variant!r}")
-        for name in ("dense_learning_rate", "sparse_learning_rate"):
+        for name in ("dense_learning_rate", "sparse_learning_rate", "follow_poll_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("publish_interval_s", "caught_up_interval_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.evaluation_fraction <= 1:
             raise ValueError(
                 f"evaluation_fraction must be in [0, 1], got {self.evaluation_fraction}"
@@ -98,8 +113,48 @@ class TrainConfig:
             )
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}")
+        self._check_tables()
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
+
+    def _check_writer(self, stages: list[str]) -> None:
+        if self.writer not in STAGES:
+            raise ValueError(f"writer must be one of {STAGES}, got {self.writer!r}")
+        if self.writer not in stages:
+            return
+        if stages[0] != self.writer:
+            raise ValueError(
+                f"the model that writes must come first, got {stages} and the writer "
+                f"{self.writer!r}; the others read its rows of the batch"
+            )
+        model, namespace = self.models[0], self.models[0].namespace
+        if (model.depth, model.attention_dim) != (namespace.depth, namespace.dim):
+            raise ValueError(
+                f"the {self.writer} model writes the rows it computes: depth and attention_dim "
+                f"must equal the namespace's ({namespace.depth}, {namespace.dim}), got "
+                f"({model.depth}, {model.attention_dim})"
+            )
+        if model.stage != "ranking" and (model.error_layers or model.num_user_vectors > 1):
+            raise ValueError(
+                "a writer other than ranking keeps one output of attention per layer: it needs "
+                f"error_layers=0 and num_user_vectors=1, got {model.error_layers} and "
+                f"{model.num_user_vectors}"
+            )
+
+    def _check_tables(self) -> None:
+        if self.tables not in ("replicated", "sharded"):
+            raise ValueError(f"tables must be 'replicated' or 'sharded', got {self.tables!r}")
+        odd = [model.feature_dim for model in self.models if model.feature_dim % 4]
+        if self.tables == "sharded" and odd:
+            raise ValueError(
+                f"tables 'sharded' need a feature_dim that is a multiple of 4, got {odd[0]}; "
+                "change it, or use tables 'replicated'"
+            )
+
+    @property
+    def num_shards(self) -> int:
+        """Workers that the rows of a table are spread over."""
+        return self.num_workers if self.tables == "sharded" else 1
 
     @property
     def namespace(self) -> Namespace:
@@ -108,8 +163,8 @@ class TrainConfig:
 
     @property
     def writes_memory(self) -> bool:
-        """Whether a ranking model computes rows in this run."""
-        return self.models[0].stage == "ranking"
+        """Whether a model computes rows in this run."""
+        return self.models[0].stage == self.writer
 
     @property
     def history_length(self) -> int:

@@ -12,24 +12,27 @@ from torch import Tensor
 
 from marm.config import ModelConfig
 from marm.inputs import ModelInputs
-from marm.model_factory import build_model
+from marm.model_factory import Model
 from marm.network import Embedded
 from marm.stage_model import StepOutput
 from train.collective import Collective
 from train.config import TrainConfig
+from train.table_placement import gradient_of_all, table_placement
 
 
 class Learner:
     """Trains one stage's model on micro-batches, alone or with other workers.
 
-    Dense parameters are averaged by DDP and updated by Adam. Table rows and item statistics are
-    exchanged and updated alike on every worker, so all replicas stay equal.
+    Dense parameters are averaged by DDP and updated by Adam. Item statistics are exchanged and
+    updated alike on every worker, so all replicas stay equal, and so are table rows, unless they
+    are spread over the workers (`train.table_placement`).
     """
 
     def __init__(self, model: ModelConfig, config: TrainConfig, collective: Collective) -> None:
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
-        self.model = build_model(model).to(self.device)
+        self._tables = table_placement(config, collective)
+        self.model = self._tables.build(model)
         self._config, self._collective = config, collective
         self._net = collective.wrap(self.model.net)
         self._optimizer = torch.optim.Adam(
@@ -61,41 +64,45 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(output.loss_sum * scale)
         self._optimizer.step()
-        self._update_table(embedded)
+        self._tables.update(self.model.table, embedded.sparse)
+        for of in self.model.learning_rows(embedded):
+            touched, gradient = gradient_of_all(of.rows, self._collective)
+            of.table.apply_gradient(touched, gradient * num_labels, of.learning_rate)
         slots = self._collective.concat(self.model.item_slots(embedded.inputs))
         targets = self._collective.concat(self.model.targets(labels_B))
         self.model.stats.update(slots, targets)
         own = event_addresses(embedded.inputs)
         self.model.table.observe(lambda: self._collective.concat(own.to(self.device)))
 
-    def _update_table(self, embedded: Embedded) -> None:
-        slots, gradient = embedded.sparse.slots, embedded.sparse.values.grad
-        if gradient is None:
-            gradient = torch.zeros_like(embedded.sparse.values)
-        if self._collective.world_size > 1:
-            slots = self._collective.concat(slots)
-            gradient = self._collective.concat(gradient) / self._collective.world_size
-            slots, row = torch.unique(slots, return_inverse=True)
-            gradient = gradient.new_zeros(len(slots), gradient.shape[1]).index_add_(
-                0, row, gradient
-            )
-        self.model.table.apply_gradient(slots, gradient, self._config.sparse_learning_rate)
-
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._config.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def state(self) -> dict[str, Any]:
-        """Everything needed to continue exactly: weights, statistics, optimiser state."""
+    @property
+    def held_rows(self) -> slice:
+        """The rows of the whole table that this worker holds."""
+        return self._tables.held_rows(self.model.table)
+
+    def whole_model(self) -> Model | None:
+        """A model that answers without the other workers, on worker 0; None elsewhere. All workers
+        call it."""
+        return self._tables.whole_model(self.model)
+
+    def state(self) -> dict[str, Any] | None:
+        """Everything needed to continue exactly: weights, statistics, optimiser state; on worker 0,
+        None elsewhere. All workers call it."""
+        whole = self._tables.whole_weights(self.model)
+        if whole is None:
+            return None
         return {
-            "model": self.model.state_dict(),
-            "table": self.model.table.squared_gradient,
+            "model": whole.weights,
+            "table": whole.squared_gradient,
             "optimizer": self._optimizer.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue from `state`, of whose table only the `held_rows` are there."""
         self.model.load_state_dict(state["model"])
         self.model.table.squared_gradient.copy_(state["table"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 _MODEL, _OPTIMIZER, _TABLE = "model/", "optimizer/", "table"
+_OF_ROWS = (_TABLE, f"{_MODEL}table.weight")
 _GROUPS = "optimizer_groups"
 
 
@@ -33,12 +34,16 @@ def save_learner_state(state: dict[str, Any], path: Path) -> None:
     safetensors.torch.save_file(copies, str(path), metadata)
 
 
-def load_learner_state(path: Path) -> dict[str, Any]:
-    """What `save_learner_state` wrote, on the CPU; `Learner.load_state` moves it."""
+def load_learner_state(path: Path, held_rows: slice) -> dict[str, Any]:
+    """What `save_learner_state` wrote, on the CPU, with the ``held_rows`` of its table;
+    `Learner.load_state` moves it."""
     with safetensors.safe_open(str(path), framework="pt") as file:
         groups = json.loads(file.metadata()[_GROUPS])
         names = file.keys()
-        tensors = {name: file.get_tensor(name) for name in names}
+        tensors = {
+            name: file.get_slice(name)[held_rows] if name in _OF_ROWS else file.get_tensor(name)
+            for name in names
+        }
     by_parameter: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMIZER):

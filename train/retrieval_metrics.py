@@ -81,7 +81,7 @@ class RetrievalMetrics:
         # Every worker computes the vectors at the same steps, whoever has something to rank.
         if (told[:, _WANTED] > 0).any():
             self._refresh(step)
-            hashes = combine64(_SAMPLE_SALT, events.user_id, events.event_key)
+            hashes = sample_hashes(events)
             index = np.flatnonzero(wanted & self.sample.wants(hashes))
             for part in self._blocks(index):
                 ranks_BS, candidates_B = self._ranks(events, part, history, output)
@@ -195,6 +195,11 @@ class RetrievalMetrics:
         self.catalog.load(state["catalog"])
         self.popularity.load(state["popularity"])
         self.item_to_item.load(state)
+
+
+def sample_hashes(events: EventBatch) -> NDArray[np.uint64]:
+    """The hashes by which events are sampled, ``[B]``: those of `RankSample` are the smallest."""
+    return combine64(_SAMPLE_SALT, events.user_id, events.event_key)
 
 
 def _true_and_others(

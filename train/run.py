@@ -21,6 +21,7 @@ from train.config import TrainConfig
 from train.metrics import EvaluationWindow
 from train.progress import Progress, read_progress
 from train.table_memory import TableMemoryError, available_bytes, require_table_memory
+from train.table_placement import MissingExtraError, require_placement
 from train.worker import RunRequest, train_worker
 
 _PROGRESS_POLL_S = 0.5
@@ -63,6 +64,7 @@ def run_training(
         TrainingError: when the log is empty, or the run failed more often than allowed.
     """
     num_events = require_events(home, config)
+    _require_extra(config)
     _require_devices(config)
     _require_table_memory(config)
     _require_same_models(home.runs / run_name, config)
@@ -141,6 +143,14 @@ def _require_same_models(run_path: Path, config: TrainConfig) -> None:
             raise TrainingError(str(error)) from error
 
 
+def _require_extra(config: TrainConfig) -> None:
+    """Workers would only retry what is not installed."""
+    try:
+        require_placement(config)
+    except MissingExtraError as error:
+        raise TrainingError(str(error)) from error
+
+
 def _require_devices(config: TrainConfig) -> None:
     """Ray Train would wait for ever for a GPU that the cluster does not have."""
     num_gpus = ray.cluster_resources().get("GPU", 0)
@@ -158,7 +168,9 @@ def _require_table_memory(config: TrainConfig) -> None:
     if config.device != "cpu" or num_nodes != 1:
         return
     try:
-        require_table_memory(config.models, available_bytes(), config.num_workers)
+        require_table_memory(
+            config.models, available_bytes(), config.num_workers, config.num_shards
+        )
     except TableMemoryError as error:
         raise TrainingError(str(error)) from error
 

@@ -33,9 +33,6 @@ from train.overlay import Overlay, PendingSave
 from train.retrieval_metrics import RetrievalMetrics
 from train.screening import EventScreen
 
-_IDLE_POLL_S = 0.2
-_PUBLISH_WHEN_CAUGHT_UP_S = 5.0
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -110,7 +107,7 @@ class StreamTrainer:
                     self._checkpoint(hooks)
                 if header.is_over:
                     break
-                time.sleep(_IDLE_POLL_S)
+                time.sleep(self.config.follow_poll_s)
                 prepared = executor.submit(self._prepare, self.step)
         self.flush()
         if self.step > self.published_step:
@@ -174,7 +171,7 @@ class StreamTrainer:
         for learner, inputs in zip(self.learners, batch.inputs, strict=True):
             output = learner.predict(inputs, labels, memory_BLD)
             self.metrics.add(learner.stage, batch.events, output.scores_BT, self.step)
-            if learner.stage == "ranking":
+            if learner.stage == self.config.writer:
                 memory_BLD = output.rows_BLD
                 self._save(batch.events, memory_BLD)
             if learner.stage == "retrieval" and self.retrieval_metrics is not None:
@@ -213,7 +210,7 @@ class StreamTrainer:
         timeout = self.config.idle_timeout_s
         timed_out = timeout is not None and now - idle_since > timeout
         since_publish_s = now - self._last_publish_s
-        publish_due = since_publish_s > _PUBLISH_WHEN_CAUGHT_UP_S or timed_out
+        publish_due = since_publish_s > self.config.caught_up_interval_s or timed_out
         interval_over = self.config.follow and since_publish_s > self.config.publish_interval_s
         values = [
             len(batch.events),

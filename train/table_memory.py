@@ -23,17 +23,32 @@ class TableMemoryError(RuntimeError):
     """The tables of a run need more memory than there is."""
 
 
-def needed_bytes(models: Sequence[ModelConfig]) -> int:
-    """What embedding tables, their optimiser and item statistics take in one worker, with the copy
-    of the largest model that a checkpoint or a publication makes."""
-    sizes = [
-        table_bytes(model) + stats_bytes(model.num_slots, len(model.tasks)) for model in models
-    ]
-    return sum(sizes) + max(sizes)
+def needed_bytes(
+    models: Sequence[ModelConfig], num_workers: int = 1, num_shards: int = 1, num_gathering: int = 1
+) -> int:
+    """What embedding tables, their optimiser and item statistics take in ``num_workers`` workers,
+    with the copies of the largest model that a checkpoint or a publication makes.
+
+    One copy is counted for each worker that has all rows. Where ``num_shards`` workers share them,
+    ``num_gathering`` of those counted (worker 0, or none) gather all rows and copy them.
+    """
+    own, whole = (
+        [
+            table_bytes(model, shards) + stats_bytes(model.num_slots, len(model.tasks))
+            for model in models
+        ]
+        for shards in (num_shards, 1)
+    )
+    copies = num_workers if num_shards == 1 else 2 * num_gathering
+    return sum(own) * num_workers + max(whole) * copies
 
 
 def require_table_memory(
-    models: Sequence[ModelConfig], available: int | None, num_workers: int = 1
+    models: Sequence[ModelConfig],
+    available: int | None,
+    num_workers: int = 1,
+    num_shards: int = 1,
+    num_gathering: int = 1,
 ) -> None:
     """Refuse tables that do not fit.
 
@@ -41,12 +56,14 @@ def require_table_memory(
         models: the models of the run.
         available: bytes free for ``num_workers`` workers together; None: not known, nothing is
             refused.
-        num_workers: workers that share them; each holds all tables.
+        num_workers: workers that share them.
+        num_shards: workers of the run that a table's rows are spread over; 1: each has all of them.
+        num_gathering: of ``num_workers``, those that gather shared rows: whether worker 0 is there.
 
     Raises:
         TableMemoryError: with what is needed, what is there, and what to lower.
     """
-    needed = needed_bytes(models) * num_workers
+    needed = needed_bytes(models, num_workers, num_shards, num_gathering)
     if available is None or needed <= available:
         return
     sizes = ", ".join(

@@ -95,7 +95,12 @@ def _run(request: RunRequest, collective: Collective, resume_from: Path | None) 
     if resume_from is not None:
         offsets = checkpoint_offsets(resume_from, config)
     reader = EventLog(home.log).reader(offsets, owned)
-    require_table_memory(config.models, device_bytes(config.device))
+    require_table_memory(
+        config.models,
+        device_bytes(config.device),
+        num_shards=config.num_shards,
+        num_gathering=int(collective.rank == 0),
+    )
     pool = connect_pool(home, name=request.pool)
     with MemoryClient(pool, config.namespace) as memory:
         trainer = StreamTrainer(config, memory, reader, collective, request.evaluated)
@@ -132,10 +137,11 @@ class _Reporter:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
     def publish(self) -> None:
-        """Publish versions from worker 0, whose models equal everybody's."""
+        """Publish versions from worker 0, which has or gathers what all have learned."""
         offsets = self._all_offsets()
-        if self._is_first:
-            self._versions = publish_versions(self._trainer, self._home, offsets)
+        collective = self._trainer.collective
+        newest_event_ms = max(collective.gather(self._trainer.feed_state.newest_ms))
+        self._versions = publish_versions(self._trainer, self._home, offsets, newest_event_ms)
 
     def progress(self) -> None:
         """Now and then, show how far worker 0 has got."""

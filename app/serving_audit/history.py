@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cache_actors.store.lookup import ALL_ROWS
 from marm.memory import UserRows
+from marm.model_factory import Model
 from marm.search import RowSearch
 from stages.depth import first_layers
 from stages.request import RowsRead
@@ -46,15 +47,21 @@ class OfflineHistory:
 
 
 def comparable(
-    rows: UserRows, now_ms: int, read: RowsRead, history_length: int, search: RowSearch
+    rows: UserRows, now_ms: int, read: RowsRead, model: Model, search: RowSearch | None
 ) -> str:
-    """Why serving did not see the rows that the model was trained to see; empty when it did."""
+    """Why serving did not see the rows that ``model`` was trained to see; empty when it did.
+
+    ``search`` is what the arm names in place of the model's own; None: nothing.
+    """
     past = int((rows.rows["timestamp_ms"] < now_ms).sum())
-    expected = min(past, history_length)
+    expected = min(past, model.config.history_length)
     if read.missing:
         return "the user's memory shard did not answer"
     if read.raw + read.memorised != expected:
         return f"read {read.raw + read.memorised} rows instead of {expected}"
-    if not search.takes_all(expected):
-        return "the arm searches rows (search_top_k), and training attends to all"
-    return ""
+    trained = model.trained_search
+    if search is None or search == trained:
+        return ""
+    if search.takes_all(expected) and trained.takes_all(expected):
+        return ""
+    return f"the arm attends to {search} (search_top_k), and training to {trained}"

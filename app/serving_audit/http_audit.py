@@ -99,9 +99,8 @@ class HttpAudit:
         ]:
             return _skipped(case, "the version was swapped between two answers")
         read = RowsRead(report["memory_depth"], **report["rows"])
-        plan = arm.args.scoring_plan()
-        length = model.config.history_length
-        reason = comparable(rows, case.now_ms, read, length, plan.search)
+        search = arm.args.scoring_plan().search
+        reason = comparable(rows, case.now_ms, read, model, search)
         if reason:
             return _skipped(case, "; ".join([reason, *answer["degraded"]]))
         item_ids = np.array([item["item_id"] for item in answer["items"]], np.int64)

@@ -31,7 +31,7 @@ class AuditedStage:
     arm: ArmUnderAudit
     stage: Any  # of `stages.assemble`
     knobs: StageKnobs
-    search: RowSearch
+    search: RowSearch | None  # what the arm names in place of the model's own
     model: Model
     history: OfflineHistory
 
@@ -47,9 +47,7 @@ class AuditedStage:
             if result.outcome != "ok" or result.source in ("popular", "similar"):
                 reason = result.reason or f"answered from {result.source} items"
                 continue
-            reason = comparable(
-                rows, case.now_ms, result.rows, self.model.config.history_length, self.search
-            )
+            reason = comparable(rows, case.now_ms, result.rows, self.model, self.search)
             if not reason:
                 offline = offline_scores(
                     self.model,

@@ -2,10 +2,10 @@
 
     python -m benchmarks.paper.fig6 --data ratings.parquet --depth 4 --seeds 3 --out results
 
-MARM is trained in one pass. Then, for users with long histories, each layer searches the top K of
-their rows for a sample of items (Eq. 9), and the Jaccard overlap of what two layers found is the
-mean over items and users. "By chance" is what two random choices of K rows would share. The last
-line is JSON.
+MARM is trained in one pass, on all rows or, with ``--method marm_sim``, with the search already.
+Then, for users with long histories, each layer searches the top K of their rows for a sample of
+items (Eq. 9), and the Jaccard overlap of what two layers found is the mean over items and users.
+"By chance" is what two random choices of K rows would share. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.paper.report import heading, markdown_table, short
 from benchmarks.paper.trial import Pass, run_pass
 from benchmarks.paper.trial_cache import TrialCache
 from cache_actors.atomic_files import replace_text
+from marm.config import MEMORY_METHODS
 from marm.items import ItemFeatures
 from marm.scoring_plan import ScoringPlan
 from marm.search import TopRows
@@ -56,13 +57,17 @@ class Overlap:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, search, report."""
     parser = common_options("fig6", __doc__)
+    parser.add_argument("--method", choices=MEMORY_METHODS, default="marm", help="what is trained")
     parser.add_argument("--depth", type=int, default=4, help="L")
     parser.add_argument("--users", type=int, default=200, help="users to ask, at most")
     parser.add_argument("--candidates", type=int, default=50, help="items asked of each user")
     options = parser.parse_args(argv)
     sample = Sample(options.top_k, options.users, options.candidates)
-    with Experiment("fig6", options) as experiment:
-        config = experiment.config(parse_method(f"marm_l{options.depth}"))
+    method = parse_method(f"{options.method}_l{options.depth}")
+    # A file for each, where both are left in one directory.
+    program = "fig6" if options.method == "marm" else f"fig6_{options.method}"
+    with Experiment(program, options) as experiment:
+        config = experiment.config(method)
         found = [
             _overlap_of_seed(experiment, seeded(config, seed), sample) for seed in experiment.seeds
         ]
@@ -72,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         off_diagonal = matrix[~np.eye(len(matrix), dtype=np.bool_)]
         document = experiment.document(
             {
+                "method": method.name,
                 "overlap": [[short(value) for value in row] for row in matrix.tolist()],
                 "overlap_std": [[short(value) for value in row] for row in spread.tolist()],
                 "mean_overlap": short(float(off_diagonal.mean())) if len(off_diagonal) else None,
@@ -81,10 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
         )
         page = heading("Fig. 6: overlap of the layers' searches", document)
-        page += f"K={sample.top_k}; by chance {chance:.3f}.\n\n" + _table(matrix)
+        page += f"{method.title}, K={sample.top_k}; by chance {chance:.3f}.\n\n" + _table(matrix)
         plot = experiment.out(".png")
         if plot is not None:
-            title = f"{experiment.dataset.name}, K={sample.top_k}; by chance {chance:.2f}"
+            of = f"{experiment.dataset.name}, {method.title}"
+            title = f"{of}\nK={sample.top_k}; by chance {chance:.2f}"
             plot_matrices({title: matrix}, plot)
         experiment.finish(document, page)
 

@@ -134,6 +134,7 @@ class Experiment:
                 "features": self.dataset.features,
                 "feedback_signals": self.dataset.feedback_signals,
                 "recency": self.dataset.recency,
+                "sequence": self.dataset.sequence,
                 "marm_l2": typical.to_dict(),
             },
             "code": trial_code_version(typical.models[0]),

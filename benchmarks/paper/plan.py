@@ -2,7 +2,8 @@
 
 A name is a method of `marm.interest`, with ``_lN`` for its layers where it has any: ``marm_l2`` is
 MARM with L = 2 cached layers, ``marm_l0`` the single target attention of Fig. 2(a), ``hstu_l4``
-HSTU* with four blocks. ``marm_e_l1`` keeps accumulated prediction errors in the first of its layers
+HSTU* with four blocks, ``marm_sim_l2`` MARM whose layers attend to the top K rows of their own
+search (Eq. 9). ``marm_e_l1`` keeps accumulated prediction errors in all of its layers
 (`marm.error_memory`). ``din+twin+marm_l1`` is an ensemble (Table 2).
 """
 
@@ -13,15 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from benchmarks.paper.datasets import TASK, Dataset
-from marm.config import METHODS, InterestConfig, ModelConfig
+from marm.config import MEMORY_METHODS, METHODS, InterestConfig, ModelConfig
 from marm.memory import Namespace
 from train.config import TrainConfig
 
 WITH_ERRORS = "marm_e"
 
-LAYERED = ("marm", "stca", "hstu", "decoder")
+LAYERED = (*MEMORY_METHODS, "stca", "hstu", "decoder")
 _TITLES = {
     "marm": "MARM",
+    "marm_sim": "MARM + SIM",
     "sum_pooling": "Baseline (sum pooling)",
     "din": "DIN",
     "sim_soft": "SIM Soft",
@@ -50,10 +52,12 @@ class Method:
         return " + ".join(titles) + (" with errors" if self.error_layers else "")
 
     def plus(self, other: Method) -> Method:
-        """Both side by side; where both have a method, it is as in ``other``."""
-        added = [interest.method for interest in other.interests]
+        """Both side by side; where both have a method, or a memory, it is as in ``other``."""
+        added = {interest.method for interest in other.interests}
+        memory = self if added.isdisjoint(MEMORY_METHODS) else other
+        if memory is other:
+            added.update(MEMORY_METHODS)
         kept = [interest for interest in self.interests if interest.method not in added]
-        memory = other if "marm" in added else self
         depth, errors = memory.depth, memory.error_layers
         interests = (*kept, *other.interests)
         names = [_name(one, depth, errors) for one in interests]
@@ -81,7 +85,7 @@ class CommonSettings:
         """A method on a data set, as a configuration of the training loop."""
         interests = tuple(replace(one, top_k=self.top_k) for one in method.interests)
         model = ModelConfig(
-            namespace=Namespace(depth=method.depth, dim=self.dim),
+            namespace=Namespace(depth=method.depth, dim=self.dim, sequence=dataset.sequence),
             depth=method.depth,
             error_layers=method.error_layers,
             history_length=self.history_length,
@@ -124,17 +128,17 @@ def _parse_one(name: str) -> Method:
     found = re.fullmatch(r"(.+?)(?:_l(\d+))?", name)
     method = found.group(1) if found else ""
     layers = found.group(2) if found else None
-    errors = int(method == WITH_ERRORS)
-    method = "marm" if errors else method
+    with_errors = method == WITH_ERRORS
+    method = "marm" if with_errors else method
     if method not in METHODS:
         raise ValueError(f"no method is called {name!r}; they are {', '.join(METHODS)}")
     if layers is not None and method not in LAYERED:
         raise ValueError(f"{method} has no layers to choose; those of {', '.join(LAYERED)} have")
-    if method == "marm":
-        depth = 2 if layers is None else int(layers)
-        interest = InterestConfig(method="marm")
-        return Method(_name(interest, depth, errors), (interest,), depth, errors)
     interest = InterestConfig(method=method)
+    if method in MEMORY_METHODS:
+        depth = 2 if layers is None else int(layers)
+        errors = depth if with_errors else 0
+        return Method(_name(interest, depth, errors), (interest,), depth, errors)
     if layers is not None:
         interest = replace(interest, layers=int(layers))
     return Method(_name(interest, 0), (interest,))
@@ -143,8 +147,8 @@ def _parse_one(name: str) -> Method:
 def _name(interest: InterestConfig, depth: int, error_layers: int = 0) -> str:
     if interest.method not in LAYERED:
         return interest.method
-    if interest.method == "marm":
-        return f"{WITH_ERRORS if error_layers else 'marm'}_l{depth}"
+    if interest.method in MEMORY_METHODS:
+        return f"{WITH_ERRORS if error_layers else interest.method}_l{depth}"
     return f"{interest.method}_l{interest.layers}"
 
 
@@ -152,4 +156,4 @@ def _title(interest: InterestConfig, depth: int) -> str:
     title = _TITLES[interest.method]
     if interest.method not in LAYERED:
         return title
-    return f"{title} (L={depth if interest.method == 'marm' else interest.layers})"
+    return f"{title} (L={depth if interest.method in MEMORY_METHODS else interest.layers})"

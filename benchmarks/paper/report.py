@@ -108,8 +108,8 @@ def methods_table(rows: Sequence[MethodRow], references: Sequence[str]) -> str:
     body = [
         [
             row.title,
-            *(_mean_and_std(row.quality[name]) for name in ("auc", "gauc", "log_loss")),
-            *(_interval(row.differences.get(name)) for name in references),
+            *(mean_and_std(row.quality[name]) for name in ("auc", "gauc", "log_loss")),
+            *(interval(row.differences.get(name)) for name in references),
             f"{row.events_per_s.mean:,.0f}",
             f"{row.events_per_cpu_s.mean:,.0f}",
         ]
@@ -153,13 +153,15 @@ def _spread(spread: Spread) -> dict[str, Any]:
     }
 
 
-def _mean_and_std(spread: Spread) -> str:
+def mean_and_std(spread: Spread) -> str:
+    """``0.7431 ± 0.0007``; without the second for a single seed."""
     if math.isnan(spread.std):
         return f"{spread.mean:.4f}"
     return f"{spread.mean:.4f} ± {spread.std:.4f}"
 
 
-def _interval(found: PairedDifference | None) -> str:
+def interval(found: PairedDifference | None) -> str:
+    """``+0.0040 (+0.0021 .. +0.0059)``; empty where nothing was compared."""
     if found is None:
         return ""
     estimate = found.difference

@@ -23,6 +23,7 @@ from benchmarks.paper.options import Experiment, common_options
 from benchmarks.paper.plan import parse_method
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.report import heading, markdown_table, short
+from marm.config import MEMORY_METHODS
 from marm.interest.costs import CostShape, macs_per_event, stored_bytes_per_user
 
 Costs = dict[str, dict[int, CostPoint]]  # by method, by history length
@@ -112,7 +113,7 @@ def _formula(
     shape = CostShape(
         rows=length,
         dim=experiment.common.dim,
-        layers=method.depth if interest.method == "marm" else interest.layers,
+        layers=method.depth if interest.method in MEMORY_METHODS else interest.layers,
         events_per_user=per_user,
         users=max(1, experiment.common.batch_size // per_user),
     )

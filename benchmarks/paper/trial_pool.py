@@ -109,7 +109,7 @@ def write_dataset(dataset: Dataset, scratch: Path) -> Path:
     columns = {field.name: getattr(dataset.events, field.name) for field in fields(EventBatch)}
     texts = {
         name: np.array(getattr(dataset, name), np.str_)
-        for name in ("name", "features", "feedback_signals", "recency")
+        for name in ("name", "sequence", "features", "feedback_signals", "recency")
     }
     pending = pending_path(scratch)
     try:
@@ -137,7 +137,10 @@ def read_dataset(path: Path) -> Dataset:
             events,
             stored["test"],
             stored["tuning"],
-            *(tuple(stored[name].tolist()) for name in ("features", "feedback_signals", "recency")),
+            features=tuple(stored["features"].tolist()),
+            feedback_signals=tuple(stored["feedback_signals"].tolist()),
+            recency=tuple(stored["recency"].tolist()),
+            sequence=str(stored["sequence"]),
         )
 
 

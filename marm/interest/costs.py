@@ -18,9 +18,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from marm.config import METHODS
+from marm.config import MEMORY_METHODS, METHODS
 from marm.interest.din import ACTIVATION_WIDTH
 from marm.memory import EVENT_BYTES
+from marm.searched_keys import COPY_COST
 
 _FEED_FORWARD = 4
 """d -> 2d -> d, in units of d^2."""
@@ -33,12 +34,12 @@ class CostShape:
     Attributes:
         rows: n, stored rows of every user, all visible; the history length.
         dim: d.
-        layers: L: cached layers of ``marm``, layers above the first one of ``stca`` and
-            ``decoder``, blocks of ``hstu``. Other methods have none.
+        layers: L: cached layers of ``marm`` and ``marm_sim``, layers above the first one of
+            ``stca`` and ``decoder``, blocks of ``hstu``. Other methods have none.
         events_per_user: k, events of each user in a batch, at different times.
         users: users in a batch.
         num_heads: H.
-        top_k: K of ``sim_soft``, ``sim_hard``, ``twin`` and ``twin_v2``.
+        top_k: K of ``marm_sim``, ``sim_soft``, ``sim_hard``, ``twin`` and ``twin_v2``.
         cluster_size: of ``twin_v2``.
     """
 
@@ -77,14 +78,14 @@ def macs_per_event(method: str, shape: CostShape) -> float:
 
 def stored_bytes_per_user(method: str, shape: CostShape, bytes_per_number: int = 2) -> int:
     """Bytes at rest of one user's rows: n rows of ``EVENT_BYTES``, which every method reads, and
-    for ``marm`` n * L * d numbers more (C of Section 3 of the paper).
+    for MARM n * L * d numbers more (C of Section 3 of the paper).
 
     Raises:
         ValueError: when the method is none of `marm.config.METHODS`.
     """
     if method not in _MACS:
         raise ValueError(f"interest method must be one of {METHODS}, got {method!r}")
-    cached = shape.rows * shape.layers * shape.dim if method == "marm" else 0
+    cached = shape.rows * shape.layers * shape.dim if method in MEMORY_METHODS else 0
     return shape.rows * EVENT_BYTES + cached * bytes_per_number
 
 
@@ -159,13 +160,44 @@ def _target_attention(shape: CostShape, key_dim: int) -> float:
     project an event and 2 B d to attend, as each event is held against all B.
     """
     n, d, k = shape.rows, shape.dim, shape.events_per_user
-    absorbs = shape.users > 1 and k * shape.num_heads * key_dim < key_dim * d + k * d
-    if absorbs:
+    if _absorbs(shape, key_dim, k, shape.num_heads):
         slab = 2.0 * key_dim * d + 2 * shape.num_heads * key_dim * n
     else:
         slab = 2 * key_dim * d * n / k + 2 * n * d
-    block = 2 * key_dim * d + 2 * (k * shape.users) * d
-    return slab + block + _around_attention(d)
+    return slab + _block_attention(shape, key_dim) + _around_attention(d)
+
+
+def _marm_sim(shape: CostShape) -> float:
+    """As MARM, and a search in every layer unless it takes all."""
+    if shape.rows + shape.events_per_user * shape.users <= shape.top_k:
+        return _marm(shape)
+    above = shape.layers * _searched_attention(shape, 2 * shape.dim)
+    return _searched_attention(shape, shape.dim) + above
+
+
+def _searched_attention(shape: CostShape, key_dim: int) -> float:
+    """Scores of all rows, as one head's products; attention to K copied rows, 2 C d + 2 H C K, or
+    where these are too many to copy, to all (`marm.searched_keys`)."""
+    n, d, k = shape.rows, shape.dim, shape.events_per_user
+    if _absorbs(shape, key_dim, k, 1):
+        scores = float(key_dim * d + key_dim * n)
+    else:
+        scores = 2 * key_dim * d * n / k + n * d
+    scores += 2 * key_dim * d + k * shape.users * d
+    if shape.users < 2 or COPY_COST * shape.top_k > n:
+        return scores + _target_attention(shape, key_dim)
+    found = 2 * key_dim * d + 2 * shape.num_heads * key_dim * shape.top_k
+    return scores + found + _block_attention(shape, key_dim) + _around_attention(d)
+
+
+def _absorbs(shape: CostShape, key_dim: int, queries: int, num_heads: int) -> bool:
+    """Whether queries take the projection of the rows, see `marm.key_reading.read_keys`."""
+    absorbed = queries * num_heads * key_dim
+    return shape.users > 1 and absorbed < key_dim * shape.dim + queries * shape.dim
+
+
+def _block_attention(shape: CostShape, key_dim: int) -> float:
+    return 2 * key_dim * shape.dim + 2 * shape.events_per_user * shape.users * shape.dim
 
 
 def _around_attention(dim: int) -> float:
@@ -211,6 +243,7 @@ def _rows_and_pairs(shape: CostShape) -> tuple[int, int]:
 
 _MACS: dict[str, Callable[[CostShape], float]] = {
     "marm": _marm,
+    "marm_sim": _marm_sim,
     "sum_pooling": _sum_pooling,
     "din": _din,
     "sim_soft": _sim_soft,

@@ -1,4 +1,7 @@
-"""MARM: multi-layer target attention over cached outputs (Eq. 5 and 6); L = 0 is a single layer."""
+"""MARM: multi-layer target attention over cached outputs (Eq. 5 and 6); L = 0 is a single layer.
+
+Plain, or with SIM (Section 2.2, Eq. 9): then each layer attends to the rows its search finds.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from marm.config import ModelConfig
 from marm.interest.interface import History, Interest, InterestOutput
 from marm.precision import build_precision
 from marm.scoring_plan import ScoringPlan
-from marm.search import AllRows, Found
+from marm.search import AllRows, Found, RowSearch
 
 
 class MemoryAugmented(Interest):
-    """The only method that reads cached vectors and computes those to save."""
+    """The only method that reads cached vectors and computes those to save.
 
-    def __init__(self, config: ModelConfig) -> None:
+    ``search`` says which rows a layer attends to, in training as in serving.
+    """
+
+    def __init__(self, config: ModelConfig, search: RowSearch) -> None:
         super().__init__()
         self.attention = MultiLayerTargetAttention(
             config.feature_dim,
@@ -26,6 +32,7 @@ class MemoryAugmented(Interest):
             config.depth - config.error_layers,
             config.num_heads,
             config.recency,
+            search,
         )
         self._dim = config.attention_dim
         self._first_layer = config.error_layers  # in the memory; below are accumulated errors

@@ -15,9 +15,11 @@ from marm.interest.stca import StackedTargetAttention
 from marm.interest.sum_pooling import SumPooling
 from marm.interest.twin import Twin
 from marm.interest.twin_v2 import TwinV2
+from marm.search import AllRows, TopRows
 
 _METHODS: dict[str, Callable[[ModelConfig, InterestConfig], Interest]] = {
-    "marm": lambda model, _: MemoryAugmented(model),
+    "marm": lambda model, _: MemoryAugmented(model, AllRows()),
+    "marm_sim": lambda model, interest: MemoryAugmented(model, TopRows(interest.top_k)),
     "sum_pooling": lambda model, _: SumPooling(model),
     "din": lambda model, _: Din(model),
     "sim_soft": SimSoft,

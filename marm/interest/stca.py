@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from marm.attention import Keys, RecencyBias, TargetAttention
+from marm.attention import RecencyBias, TargetAttention
 from marm.config import InterestConfig, ModelConfig
 from marm.interest.interface import History, Interest, InterestOutput
-from marm.key_reading import RowPart
+from marm.key_reading import Keys, RowPart
 
 
 class StackedTargetAttention(Interest):

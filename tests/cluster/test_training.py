@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from cache_actors.event_log.log import EventLog
+from cache_actors.event_log.offsets import LogOffsets
 from cache_actors.home import Home
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import start_pool, stop_pool
@@ -128,6 +129,9 @@ def test_a_later_run_continues_with_what_the_log_has_gained(unbroken: Outcome) -
     second = train(home)
     assert second.result.events_seen == NUM_EVENTS + 500 == EventLog(home.log).num_events()
     assert second.result.versions == {"ranking": 2, "cascading": 2, "retrieval": 2}
+    newest_ms = max(int(b.timestamp_ms.max()) for b in EventLog(home.log).read(LogOffsets.start()))
+    version = ModelRegistry(home.models).config("ranking", "default", 2)
+    assert version["newest_event_ms"] == newest_ms
     assert (second.rows.rows["written_step"] >= 0).all()
 
 

@@ -98,7 +98,7 @@ def logits_of(model: Ranker, batch: EventBatch, memory: InProcessMemory) -> tupl
     inputs = model.inputs.for_training(batch, fetch_for(batch, memory, model.config.history_length))
     with torch.no_grad():
         prior = model.item_prior(model.item_slots(inputs))
-        logits, rows, _ = model.net(model.embed(inputs), prior)
+        logits, rows, _, _ = model.net(model.embed(inputs), prior)
     return logits, rows
 
 

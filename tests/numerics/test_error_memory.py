@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from test_oracle import TOLERANCE, random_events, random_ranker, stream
 
-from marm.error_memory import COUNT_PRIOR, ITEM_GAIN, RESERVED, state_width
+from marm.error_memory import COUNT_PRIOR, MEAN_PRIOR, ErrorLayer, ErrorTable, state_width
 from marm.events import TASKS, EventBatch
 from marm.items import ItemFeatures
 from marm.memory import InProcessMemory
@@ -15,11 +17,16 @@ from marm.ranker import Ranker
 from marm.scoring_plan import ScoringPlan
 
 LABEL = TASKS.index("long_view")
+LOGIT = -1  # of a stored vector, the number that is the logit below its layer
 
 
-def ranker(depth: int = 1, history_length: int = 4) -> Ranker:
+def ranker(depth: int = 1, error_layers: int = 1) -> Ranker:
     """A random ranker that accumulates errors."""
-    return random_ranker(3, depth=depth, history_length=history_length, error_layers=1)
+    model = random_ranker(3, depth=depth, history_length=4, error_layers=error_layers)
+    for table in model.error_tables:
+        assert isinstance(table, ErrorTable)
+        table.weight.mul_(10)  # that what is compared is not near zero
+    return model
 
 
 def known_label(events: EventBatch, index: int) -> float:
@@ -29,63 +36,59 @@ def known_label(events: EventBatch, index: int) -> float:
     return float(events.labels[index, LABEL] > 0)
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_states_are_sums_over_the_whole_past(depth: int) -> None:
+@pytest.mark.parametrize(("depth", "error_layers"), [(1, 1), (3, 1), (2, 2), (3, 2)])
+def test_states_are_sums_over_the_whole_past(depth: int, error_layers: int) -> None:
     events = random_events(np.random.default_rng(0), 3, 60)
     events.labels[::7] = np.nan
     events.timestamp_ms[20:24] = events.timestamp_ms[20]  # simultaneous
-    model = ranker(depth)
+    model = ranker(depth, error_layers)
     logits, rows = stream(model, events, [1], InProcessMemory(model.config.namespace))
-    width = state_width(model.config)
     task = model.tasks.index("long_view")
+    lives = [past_of(events, index) for index in range(len(events))]
     assert model.net.errors is not None
-    asked = torch.stack([as_target(model, events, index) for index in range(len(events))])
-    stored = torch.stack([as_row(model, events, index) for index in range(len(events))])
-    target, x = asked[:, :width] * ITEM_GAIN, stored[:, :width] * ITEM_GAIN
-    for index in range(len(events)):
-        past = [
-            other
-            for other in range(len(events))
-            if events.user_id[other] == events.user_id[index]
-            and events.timestamp_ms[other] < events.timestamp_ms[index]
-        ]
-        total = torch.zeros(width)
-        for other in past:
-            label = known_label(events, other)
-            if not np.isnan(label):
-                total += (label - torch.sigmoid(rows[other, 0, -RESERVED])) * x[other]
-        state = total / np.sqrt(len(past) + COUNT_PRIOR)
-        torch.testing.assert_close(rows[index, 0, :width], state, atol=TOLERANCE, rtol=1e-4)
-        correction = model.net.errors.weight[task] @ (target[index] * state)
-        expected = rows[index, 0, -RESERVED] + correction
-        torch.testing.assert_close(logits[index, task], expected, atol=TOLERANCE, rtol=1e-4)
+    for layer, module in enumerate(model.net.errors.layers):
+        assert isinstance(module, ErrorLayer)
+        x = item_vectors(model, events, layer)
+        below = rows[:, layer, LOGIT]
+        above = rows[:, layer + 1, LOGIT] if layer + 1 < error_layers else logits[:, task]
+        error = [known_label(events, i) - float(torch.sigmoid(below[i])) for i in range(len(below))]
+        centred = []
+        for i, past in enumerate(lives):
+            mean = np.nansum([error[other] for other in past]) / (len(past) + MEAN_PRIOR)
+            centred.append(np.nan_to_num(error[i] - mean))
+        for i, past in enumerate(lives):
+            total = torch.zeros(module.width)
+            for other in past:
+                total += centred[other] * x[other]
+            state = total / np.sqrt(len(past) + COUNT_PRIOR)
+            torch.testing.assert_close(
+                rows[i, layer, : module.width], state, atol=TOLERANCE, rtol=1e-4
+            )
+            correction = module.weight[task] @ (x[i] * state)
+            expected = below[i] + module.share[task] * correction
+            torch.testing.assert_close(above[i], expected, atol=TOLERANCE, rtol=1e-4)
 
 
-def as_row(model: Ranker, events: EventBatch, index: int) -> torch.Tensor:
-    """The embedding of an event as a row: where it was shown counts, how long it is does not."""
-    columns = {
-        "item": events.item_id,
-        "author": events.author_id,
-        "tag": events.tag_id,
-        "context": events.context_id,
-    }
-    slots = [int(model.table.slots(name, ids[index])) for name, ids in columns.items()]
-    return model.table.weight[slots].sum(dim=0)
+def past_of(events: EventBatch, index: int) -> list[int]:
+    """The user's earlier events."""
+    same = events.user_id == events.user_id[index]
+    earlier = events.timestamp_ms < events.timestamp_ms[index]
+    return np.flatnonzero(same & earlier).tolist()
 
 
-def as_target(model: Ranker, events: EventBatch, index: int) -> torch.Tensor:
-    """The embedding of an event's item as a target."""
-    one = events.take(slice(index, index + 1))
-    slots = model.inputs.item_slots(
-        ItemFeatures(one.item_id, one.author_id, one.tag_id, one.duration_ms)
-    )
-    return model.table.weight[torch.from_numpy(slots[0])].sum(dim=0)
+def item_vectors(model: Ranker, events: EventBatch, layer: int) -> torch.Tensor:
+    """What stands for each event's item, author and tag in a layer of errors, ``[N, P]``."""
+    table = model.error_tables[layer]
+    assert isinstance(table, ErrorTable)
+    ids = {"item": events.item_id, "author": events.author_id, "tag": events.tag_id}
+    found = [torch.from_numpy(model.table.slots(name, of)) for name, of in ids.items()]
+    return torch.stack([table.weight[slots] for slots in found]).sum(dim=0)
 
 
 @pytest.mark.parametrize("batch_sizes", [[7], [60], [1, 30]])
 def test_batches_change_nothing(batch_sizes: list[int]) -> None:
     events = random_events(np.random.default_rng(1), 2, 60)
-    model = ranker(2)
+    model = ranker(3, 2)
     logits, rows = stream(model, events, [1], InProcessMemory(model.config.namespace))
     memory = InProcessMemory(model.config.namespace)
     others, other_rows = stream(model, events, batch_sizes, memory)
@@ -96,7 +99,7 @@ def test_batches_change_nothing(batch_sizes: list[int]) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_request_is_scored_as_the_event_was_predicted(frozen: bool) -> None:
     events = random_events(np.random.default_rng(2), 1, 30)
-    model = ranker(2)
+    model = ranker(3, 2)
     memory = InProcessMemory(model.config.namespace)
     stream(model, events.take(slice(0, 29)), [5], memory)
     last = events.take(slice(29, 30))
@@ -118,22 +121,52 @@ def test_a_request_is_scored_as_the_event_was_predicted(frozen: bool) -> None:
     np.testing.assert_allclose(scores[0], model.probabilities(expected)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_correction_leaves_the_prediction_below_alone() -> None:
+    events = random_events(np.random.default_rng(3), 2, 40)
+    model, plain = ranker(1, 1), random_ranker(3, depth=0, history_length=4)
+    own = {
+        name: tensor for name, tensor in model.state_dict().items() if name in plain.state_dict()
+    }
+    plain.load_state_dict(own)
+    memory = InProcessMemory(model.config.namespace)
+    rows = memory.fetch(np.unique(events.user_id), 4)
+    gradients = []
+    for one in (model, plain):
+        embedded = one.embed(one.inputs.for_training(events, rows))
+        output = one.training_forward(one.net, embedded, events.labels)
+        output.loss_sum.backward()
+        gradients.append(dict(one.net.named_parameters()))
+        gradients[-1]["table"] = embedded.sparse.values
+    for name, parameter in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name].grad, parameter.grad, msg=name)
+
+
 def test_counts_beyond_half_precision_are_kept() -> None:
-    model = ranker()
-    assert model.net.errors is not None
     for count in (0.0, 1.0, 2047.0, 2049.0, 1_000_003.0):
-        parts = torch.tensor([0.0, count // 1024 / 256, count % 1024 / 256]).half().float()
-        assert (parts[1] * 1024 + parts[2]) * 256 == count
+        parts = torch.tensor([count // 1024 / 256, count % 1024 / 256]).half().float()
+        assert (parts[0] * 1024 + parts[1]) * 256 == count
+
+
+def test_states_fill_what_a_row_has_room_for() -> None:
+    config = ranker().config
+    assert state_width(config) == config.attention_dim - 4
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"depth": 0, "error_layers": 1}, "needs a stored layer"),
-        ({"error_layers": 2}, "must be 0 or 1"),
+        ({"depth": 0, "error_layers": 1}, "as many stored layers"),
+        ({"depth": 1, "error_layers": 2}, "as many stored layers"),
+        ({"error_layers": -1}, "at least 0"),
         ({"error_layers": 1, "tasks": ("click",)}, "positive_task among tasks"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         random_ranker(0, **settings)
+
+
+def test_whole_numbers_are_refused() -> None:
+    model = ranker().config
+    with pytest.raises(ValueError, match="float16 or float32"):
+        replace(model, namespace=replace(model.namespace, dtype="int8"))

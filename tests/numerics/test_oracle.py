@@ -80,7 +80,8 @@ def stream(
         inputs = model.inputs.for_training(batch, stored)
         with torch.no_grad():
             prior = model.item_prior(model.item_slots(inputs))
-            out, rows, _ = model.net(model.embed(inputs), prior)
+            predicted = model.net(model.embed(inputs), prior)
+            out, rows = predicted.best, predicted.rows_BLD
         logits.append(out)
         rows_out.append(rows)
         saved = raw_rows(batch, memory.namespace.row_dtype)

@@ -102,7 +102,7 @@ class RowComputer:
         offsets[1:] = len(slab)  # a slab belongs to the only user of its block
         inputs = self._model.inputs.for_training(events, UserRows(user_ids, offsets, slab))
         prior = self._model.item_prior(self._model.item_slots(inputs))
-        _, memory_BLD, _ = self._model.net(self._model.embed(inputs), prior)
+        memory_BLD = self._model.net(self._model.embed(inputs), prior).rows_BLD
         rows = raw_rows(events, self._row_dtype)
         rows["memory"] = memory_BLD.float().cpu().numpy()
         rows["written_step"] = self._step

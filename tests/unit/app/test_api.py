@@ -20,7 +20,7 @@ from app.experiments.table import experiment_table
 from app.feedback import FeedbackService
 from app.guards import RouteGuards
 from app.schemas import MemoryHealth
-from app.service import Service
+from app.service import Service, now_ms
 from cache_actors.event_log.log import EventLog
 from cache_actors.group_commit import CommitQueue, GroupCommitter, RecentReports
 from cache_actors.home import Home
@@ -146,8 +146,19 @@ def test_health_tells_of_the_memory(edge):
     assert health.json()["reason"] == lost.problem
 
 
-def test_health_follows_the_models(edge, tmp_path):
+def test_health_follows_the_models(edge, home, tmp_path):
     assert edge.request("GET", "/healthz").json()["status"] == "ready"
+    age = ("newest_event_ms", "newest_event_age_s")
+    ranking = edge.request("GET", "/healthz").json()["stages"]["ranking/default"]
+    assert [ranking[name] for name in age] == [None, None]  # its publisher did not say
+    registry = ModelRegistry(home.models)
+    published = registry.load("ranking", "default", 1)
+    learned = {"model": published.config["model"], "newest_event_ms": now_ms() - 60_000}
+    registry.publish("ranking", "default", published.tensors, learned)
+    edge.servers["ranking"]._live.poll()
+    ranking = edge.request("GET", "/healthz").json()["stages"]["ranking/default"]
+    assert ranking["newest_event_ms"] == learned["newest_event_ms"]
+    assert ranking["newest_event_age_s"] >= 60
     empty = Edge(Home(tmp_path / "empty").create(), AppArgs())
     health = empty.request("GET", "/healthz")
     assert (health.status_code, health.json()["status"]) == (503, "no_model")

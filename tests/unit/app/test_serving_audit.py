@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from serving_models import NAMESPACE, InProcessReader, make_rows, publish_model, some_items
+from serving_models import (
+    NAMESPACE,
+    InProcessReader,
+    make_rows,
+    publish_model,
+    small_config,
+    some_items,
+)
 
 from app.args import AppArgs
 from app.serving_audit.arms import ConfiguredArm, offline_model
@@ -20,8 +27,10 @@ from app.serving_audit.report import AuditReport, Compared, Skipped
 from app.serving_audit.stage_audit import AuditedStage
 from cache_actors.registry import ModelRegistry
 from marm.addressing import user_bucket
+from marm.config import InterestConfig
 from marm.items import ItemCatalog
 from marm.memory import Namespace
+from marm.model_factory import Model, build_model
 from marm.search import AllRows, TopRows
 from stages.assemble import build_cascading, build_ranking, build_retrieval
 from stages.request import RowsRead
@@ -49,7 +58,7 @@ def audited(stage: str, reader: InProcessReader, registry: ModelRegistry) -> Aud
         arm.under_audit(published.version),
         BUILDERS[stage](published, lambda namespace: reader),
         arm.knobs,
-        AllRows(),
+        None,
         offline_model(published),
         OfflineHistory(reader),
     )
@@ -83,6 +92,22 @@ def test_served_scores_equal_offline_scores(stage, namespace, registry):
     assert report.pairs >= 5 * 20
     assert 0 < arm.worst_difference <= 1e-4
     assert report.to_dict()["arms"][0]["worst"]["user_id"] in range(1, 6)
+
+
+@pytest.mark.parametrize("stage", sorted(BUILDERS))
+def test_a_model_trained_with_a_search_is_served_with_it(stage, registry):
+    reader = InProcessReader(DEEP)
+    fill(reader, np.random.default_rng(1))
+    searching = (InterestConfig(method="marm_sim", top_k=4),)
+    publish_model(registry, stage, namespace=DEEP, interests=searching)
+    one = audited(stage, reader, registry)
+    report = AuditReport.of(one.audit_all(cases(reader)))
+    assert report.passed, report.arms
+    assert report.pairs >= 5 * 20
+    dense = offline_model(registry.load(stage, "default", 1))
+    dense.net.sequence.memory_augmented.attention.search = AllRows()
+    report = AuditReport.of(replace(one, model=dense).audit_all(cases(reader)))
+    assert not report.passed
 
 
 def test_other_weights_are_noticed(registry):
@@ -145,11 +170,28 @@ def test_what_serving_left_out_is_not_compared():
     rows.save_for(1, make_rows(list(range(1, 9)), 8))
     found = rows.memory.fetch(np.array([1]), 100)
     now_ms = int(found.rows["timestamp_ms"][5])
-    assert comparable(found, now_ms, RowsRead(1, 0, 5), 16, AllRows()) == ""
-    assert comparable(found, now_ms, RowsRead(1, 0, 4), 4, AllRows()) == ""
-    assert "read 3 rows instead of 5" in comparable(found, now_ms, RowsRead(1, 3), 16, AllRows())
-    assert "did not answer" in comparable(found, now_ms, RowsRead(missing=True), 16, AllRows())
-    assert "training attends to all" in comparable(found, now_ms, RowsRead(1, 0, 5), 16, TopRows(2))
+    all_read, dense = RowsRead(1, 0, 5), model_of(history_length=16)
+    assert comparable(found, now_ms, all_read, dense, None) == ""
+    assert comparable(found, now_ms, RowsRead(1, 0, 4), model_of(history_length=4), None) == ""
+    assert "read 3 rows instead of 5" in comparable(found, now_ms, RowsRead(1, 3), dense, None)
+    assert "did not answer" in comparable(found, now_ms, RowsRead(missing=True), dense, None)
+    found_2 = model_of(interests=(InterestConfig(method="marm_sim", top_k=2),), history_length=16)
+    for model, search, reason in [
+        (dense, AllRows(), ""),
+        (dense, TopRows(5), ""),
+        (dense, TopRows(2), "training to AllRows()"),
+        (found_2, None, ""),
+        (found_2, TopRows(2), ""),
+        (found_2, TopRows(5), "attends to TopRows(k=5) (search_top_k), and training to TopRows("),
+        (found_2, AllRows(), "attends to AllRows()"),
+    ]:
+        told = comparable(found, now_ms, all_read, model, search)
+        assert reason in told
+        assert bool(told) == bool(reason)
+
+
+def model_of(**settings: object) -> Model:
+    return build_model(small_config("ranking", **settings))
 
 
 def test_users_come_from_the_memory():

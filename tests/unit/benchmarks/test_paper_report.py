@@ -73,6 +73,10 @@ def test_names_of_methods() -> None:
     assert parse_method("hstu_l3").interests[0].layers == 3
     assert parse_method("twin_v2").interests[0].method == "twin_v2"
     assert parse_method("marm_l1").title == "MARM (L=1)"
+    searching = parse_method("marm_sim_l4")
+    assert (searching.name, searching.depth) == ("marm_sim_l4", 4)
+    assert searching.title == "MARM + SIM (L=4)"
+    assert searching.interests[0].method == "marm_sim"
     for wrong, reason in {
         "transformer": "no method is called 'transformer'",
         "din_l2": "din has no layers",
@@ -94,6 +98,9 @@ def test_ensembles_hold_every_method_once() -> None:
     wider = deeper.plus(parse_method("twin"))
     assert (wider.name, wider.depth) == ("sum_pooling+din+marm_l4+twin", 4)
     assert parse_method(wider.name) == wider
+    searching = deeper.plus(parse_method("marm_sim_l2"))  # a model has one memory
+    assert (searching.name, searching.depth) == ("sum_pooling+din+marm_sim_l2", 2)
+    assert parse_method("marm_sim_l2+din").plus(parse_method("marm_l1")).name == "din+marm_l1"
 
 
 def test_all_share_the_common_settings() -> None:
@@ -184,6 +191,7 @@ def test_chance_overlap() -> None:
         (table2, ["--methods", "sum_pooling,din,marm_l1"], "steps"),
         (fig5, ["--dims", "4,8", "--lengths", "6,12", "--depths", "0,1"], "power_law"),
         (fig6, ["--depth", "1", "--top-k", "4", "--users", "3", "--candidates", "5"], "overlap"),
+        (fig6, ["--method", "marm_sim", "--depth", "1", "--top-k", "4", "--users", "2"], "overlap"),
         (ablations, ["--variations", "depth_0,rows_int8", "--method", "marm_l1"], "variations"),
         (rq4_cost, ["--depth", "1", "--lengths", "6,12", "--slice-events", "64"], "points"),
     ],

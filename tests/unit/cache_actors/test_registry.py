@@ -44,6 +44,19 @@ def test_what_was_published_is_loaded(tmp_path: Path) -> None:
     assert registry.variants(STAGE) == [VARIANT]
 
 
+def test_a_version_says_of_itself_what_its_publisher_said(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path)
+    weights = {"w": np.zeros(2, np.float32)}
+    told = registry.publish(STAGE, VARIANT, weights, {"newest_event_ms": 1_700_000_000_000})
+    silent = registry.publish(STAGE, VARIANT, weights, {})
+    assert registry.load(STAGE, VARIANT, told).newest_event_ms == 1_700_000_000_000
+    assert registry.load(STAGE, VARIANT, silent).newest_event_ms is None
+    (tmp_path / STAGE / VARIANT / "00000001" / "model.safetensors").unlink()
+    assert registry.config(STAGE, VARIANT, told)["newest_event_ms"] == 1_700_000_000_000
+    with pytest.raises(ModelRegistryError, match="is missing"):
+        registry.config(STAGE, VARIANT, 9)
+
+
 def test_every_kind_of_tensor_survives(tmp_path: Path) -> None:
     registry = ModelRegistry(tmp_path)
     weight = torch.nn.Parameter(torch.randn(4, 4))

@@ -7,7 +7,7 @@ import pytest
 from sample_events import NOW_MS, make_events, replaced, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from marm.config import METHODS, InterestConfig
+from marm.config import MEMORY_METHODS, METHODS, InterestConfig
 from marm.interest import pair_tiles
 from marm.interest.costs import CostShape, macs_per_event, stored_bytes_per_user
 from marm.memory import EVENT_BYTES, Namespace, UserRows
@@ -18,8 +18,8 @@ from marm.sequence import raw_rows
 
 def measured_macs(method: str, shape: CostShape) -> float:
     """Per event, in training, with ``rows`` stored rows of every user."""
-    is_marm = method == "marm"
-    namespace = Namespace(depth=shape.layers if is_marm else 0, dim=shape.dim, dtype="float32")
+    depth = shape.layers if method in MEMORY_METHODS else 0
+    namespace = Namespace(depth=depth, dim=shape.dim, dtype="float32")
     config = small_config(
         namespace=namespace,
         feature_dim=shape.dim,
@@ -54,7 +54,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("method", ["marm", "stca", "hstu", "decoder"])
+@pytest.mark.parametrize("method", ["marm", "marm_sim", "stca", "hstu", "decoder"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_what_torch_counts(
     method: str, shape: CostShape, monkeypatch: pytest.MonkeyPatch
@@ -85,7 +85,8 @@ def test_depth_is_linear_in_n_with_a_memory_and_quadratic_without() -> None:
 def test_only_marm_stores_more_than_events() -> None:
     shape = CostShape(rows=1000, dim=64, layers=4)
     for method in METHODS:
-        expected = 1000 * EVENT_BYTES + (1000 * 4 * 64 * 2 if method == "marm" else 0)
+        vectors = 1000 * 4 * 64 * 2 if method in MEMORY_METHODS else 0
+        expected = 1000 * EVENT_BYTES + vectors
         assert stored_bytes_per_user(method, shape) == expected
         assert macs_per_event(method, shape) > 0
 

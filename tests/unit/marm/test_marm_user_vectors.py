@@ -95,7 +95,7 @@ def test_a_request_passes_all_interests_at_once() -> None:
     embedded = model.embed(model._user_inputs(rows, NOW_MS, 1))
     with torch.no_grad():
         query = embedded.user_BF + embedded.context_BF
-        outputs = net._outputs_by_interest(query, embedded, None)
+        outputs, _ = net._attend_by_interest(query, embedded, None)
         one_by_one = torch.nn.functional.normalize(net.user_tower(outputs), dim=-1)
     np.testing.assert_allclose(
         model.user_vectors(rows, 3, NOW_MS, 1), one_by_one.numpy(), atol=1e-6
@@ -108,7 +108,8 @@ def test_the_loss_takes_the_best_vector_of_every_item() -> None:
     memory = block_memory(model, len(batch))
     output = model.training_forward(model.net, model.embed(inputs), batch.labels, memory)
     with torch.no_grad():
-        users, items = (part.double().numpy() for part in model.net(model.embed(inputs), memory))
+        vectors = model.net(model.embed(inputs), memory)[:2]
+        users, items = (part.double().numpy() for part in vectors)
     slots = inputs.target_slots_BK[:, 0]
     log_q = np.log(1 / len(model.stats.exposures))  # nothing was counted yet
     loss = 0.0

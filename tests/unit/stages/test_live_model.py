@@ -70,6 +70,19 @@ def test_newest_goes_live_and_stays_while_nothing_changes(registry):
     assert live.current.version == 2
 
 
+def test_what_serves_says_up_to_when_it_has_learned(registry):
+    live = follow(registry)
+    assert live.newest_event_ms is None
+    registry.publish("ranking", "default", {"w": torch.zeros(1)}, {"newest_event_ms": 1_000})
+    registry.publish("ranking", "default", {"w": torch.zeros(1)}, {})
+    registry.pin("ranking", "default", 1)
+    live.poll()
+    assert live.newest_event_ms == 1_000
+    registry.pin("ranking", "default", None)
+    live.poll()
+    assert (live.current.version, live.newest_event_ms) == (2, None)
+
+
 def test_a_damaged_version_is_refused_once_and_the_old_one_serves_on(registry, caplog):
     publish_model(registry, "ranking")
     live = follow(registry)

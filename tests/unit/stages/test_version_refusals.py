@@ -141,9 +141,9 @@ class Watcher:
     swaps: list
     refusals: list
 
-    def swapped(self, version, load_ms, by_hand):
+    def swapped(self, published, load_ms, by_hand):
         assert load_ms > 0
-        self.swaps.append((version, by_hand))
+        self.swaps.append((published.version, by_hand))
 
     def refused(self, version):
         self.refusals.append(version)

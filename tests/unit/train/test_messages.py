@@ -52,7 +52,7 @@ def test_an_optimiser_continues_where_it_was_saved(tmp_path) -> None:
         "optimizer": optimizer.state_dict(),
     }
     save_learner_state(state, tmp_path / "x.safetensors")
-    loaded = load_learner_state(tmp_path / "x.safetensors")
+    loaded = load_learner_state(tmp_path / "x.safetensors", slice(0, 3))
     again = torch.nn.Linear(3, 2)
     assert torch.equal(loaded["model"].pop("tied"), weight)
     again.load_state_dict(loaded["model"])

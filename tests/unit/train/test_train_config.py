@@ -25,6 +25,16 @@ RANKING, CASCADING, RETRIEVAL = three_stages(small_config(), 3, 7)
             {"models": (RANKING, small_config("cascading", namespace=Namespace(dim=4)))},
             "same memory namespace",
         ),
+        ({"writer": "popularity"}, "writer must be one of .* got 'popularity'"),
+        ({"models": (RANKING, CASCADING), "writer": "cascading"}, "that writes must come first"),
+        (
+            {"models": (replace(CASCADING, depth=1),), "writer": "cascading"},
+            "the cascading model writes the rows it computes",
+        ),
+        (
+            {"models": (replace(RETRIEVAL, num_user_vectors=2),), "writer": "retrieval"},
+            "needs error_layers=0 and num_user_vectors=1, got 0 and 2",
+        ),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
         ({"num_threads": -1}, "num_threads must be at least 1, got -1"),
@@ -34,6 +44,9 @@ RANKING, CASCADING, RETRIEVAL = three_stages(small_config(), 3, 7)
         ({"publish_every_steps": -1}, "publish_every_steps must be at least 0, got -1"),
         ({"dense_learning_rate": 0.0}, "dense_learning_rate must be positive, got 0.0"),
         ({"sparse_learning_rate": float("nan")}, "sparse_learning_rate must be positive, got nan"),
+        ({"follow_poll_s": 0.0}, "follow_poll_s must be positive, got 0.0"),
+        ({"publish_interval_s": -1.0}, "publish_interval_s must be at least 0, got -1.0"),
+        ({"caught_up_interval_s": float("nan")}, "caught_up_interval_s must be at least 0"),
         ({"evaluation_fraction": 1.1}, r"evaluation_fraction must be in \[0, 1\], got 1.1"),
         ({"evaluation_fraction": -0.1}, r"evaluation_fraction must be in \[0, 1\], got -0.1"),
         ({"device": "tpu"}, "device must be 'cpu' or 'cuda', got 'tpu'"),
@@ -80,3 +93,5 @@ def test_three_stages_share_the_memory_of_the_ranking_model() -> None:
     assert config.namespace == RANKING.namespace
     assert config.writes_memory
     assert not TrainConfig(models=(CASCADING, RETRIEVAL)).writes_memory
+    assert TrainConfig(models=(CASCADING, RETRIEVAL), writer="cascading").writes_memory
+    assert not TrainConfig(models=(CASCADING,), writer="retrieval").writes_memory
