@@ -206,6 +206,11 @@ class ModelConfig:
         return EVERYTHING if self.error_layers else self.depth * self.history_length
 
     @property
+    def keeps_transitions(self) -> bool:
+        """Whether some of the layers of errors are told them by transitions between tags."""
+        return self.keeps_errors and self.error_layers > 1 and "tag" in self.features
+
+    @property
     def keeps_errors(self) -> bool:
         """Whether this model accumulates its errors; models of other stages leave them alone."""
         return self.stage == "ranking" and self.error_layers > 0
@@ -214,9 +219,9 @@ class ModelConfig:
         _at_least("error_layers", self.error_layers, 0)
         if not self.error_layers:
             return
-        if self.depth < self.error_layers or self.attention_dim < 5:
+        if self.depth < self.error_layers or self.attention_dim < 8:
             raise ValueError(
-                f"error_layers={self.error_layers} needs as many stored layers, of at least 5 "
+                f"error_layers={self.error_layers} needs as many stored layers, of at least 8 "
                 f"numbers each, got depth {self.depth} and attention_dim {self.attention_dim}; "
                 "raise them or lower it"
             )

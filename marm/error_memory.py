@@ -10,20 +10,22 @@ where m_i is the user's mean error until i, so that a model that is wrong about 
 nothing about items. This is a linear attention whose output at every event is cached as MARM caches
 the outputs of its layers (Eq. 7, 8): in the first stored layers. A query reads the newest cached
 row, adds that row's own error, known only now, and so sees all of life at a cost that does not
-depend on its length. A second layer accumulates what the first one left wrong, and so on.
+depend on its length. A second layer accumulates what the first one left wrong, by transitions
+instead of items (`marm.error_vectors`), and so on in turns.
 
 A layer corrects the prediction below without touching it: no gradient goes down, item vectors are
-the layer's own (`ErrorVectors`), and they learn as in online matrix factorisation. How much of a
+the layer's own (`ErrorTable`), and they learn as in online matrix factorisation. How much of a
 correction counts is learned beside it (`ErrorLayer.share`): where errors tell nothing, none does.
 
-A stored vector of width D holds the state (D - 4 numbers), the sum of errors in the same scale, the
-logit predicted for the event, and the count c in two parts, each exact in half precision. The state
+A stored vector of width D holds the state, what the layer's vectors need to be found again, the sum
+of errors in the scale of the state, the count c in two parts, each exact in half precision, and the
+logit predicted for the event. The state
 is stored rather than the sum, as it stays small. An event of which nothing was observed yet adds
 nothing; with other feedback known, an unobserved label counts as negative, because a row says no
 more.
 
 Shape legend: B queries, U users, N slab length, J newest rows, P width of the state, D row width,
-K features of an item, T tasks, E corrected predictions, two of each layer.
+T tasks, X numbers kept for the vectors, E corrected predictions, two of each layer.
 """
 
 from __future__ import annotations
@@ -31,18 +33,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marm.config import ModelConfig
-from marm.inputs import ModelInputs
+from marm.error_vectors import RESERVED, ErrorVectors
 from marm.interest.interface import History, RowLabels, WholePast
-from marm.sparse import HashedTable, SparseRows
-
-RESERVED = 4
-"""Numbers of a stored vector that are not the state: sum of errors, logit, two of the count."""
 
 COUNT_PRIOR = 10.0
 """Events that the normalisation adds to the count: a single error is weak evidence."""
@@ -50,28 +46,12 @@ COUNT_PRIOR = 10.0
 MEAN_PRIOR = 20.0
 """Events without error that the user's mean error begins with."""
 
-INITIAL_DEVIATION = 0.1
-INITIAL_SQUARE = 0.3
-LEARNING_RATE = 0.2
-"""Of the item vectors, for gradients summed over events. Large beside the squares of few gradients,
-`INITIAL_SQUARE` makes row-wise Adagrad begin as plain descent: an item moves by what it has seen,
-and noise about items hardly seen does not become corrections."""
-
 MOST_SHARE = 1.5
 SHARE_SPEED = 50.0
 """Steps of Adam are small: a share goes from all to little of a correction in some 70 of them."""
 
 _COUNT_PART = 1024.0
 _COUNT_SCALE = 256.0
-
-
-@dataclass(frozen=True)
-class ErrorVectors:
-    """Item vectors of one layer, looked up for a batch or a request."""
-
-    sparse: SparseRows
-    target_BP: Tensor
-    newest_JP: Tensor  # of the rows where `WholePast.newest_BN` is set, in that order
 
 
 @dataclass(frozen=True)
@@ -93,30 +73,16 @@ class ErrorState:
         return torch.nan_to_num(error_B1 - self.total_B1 / (self.count_B1 + MEAN_PRIOR))
 
 
-class ErrorTable(HashedTable):
-    """Item vectors of one layer: sums of vectors of an item's features (`shared_features`), in the
-    places where statistics are kept."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.num_slots, state_width(config), INITIAL_DEVIATION, INITIAL_SQUARE)
-        # Saved with the model: a checkpoint has one place only for statistics of optimisers, and
-        # that is of the embedding table.
-        self.register_buffer("squared_gradient", self.squared_gradient)
-
-    def look_up(self, target_BK: NDArray[np.int64], newest_JK: NDArray[np.int64]) -> ErrorVectors:
-        """Vectors of targets and of newest rows; only those of targets learn."""
-        rows, (position,) = self.rows_of(target_BK)
-        newest = self.weight[torch.from_numpy(newest_JK).to(self.weight.device)]
-        return ErrorVectors(rows, rows.gather(position).sum(dim=1), newest.sum(dim=1))
-
-
 class ErrorMemory(nn.Module):
     """Corrects logits layer by layer, and computes the rows that carry the errors on."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, widths: list[int]) -> None:
+        """``widths`` are the P of the layers."""
         super().__init__()
         self.layers = nn.ModuleList(
-            ErrorLayer(config, 1.0 / (layer + 1)) for layer in range(config.error_layers)
+            # Errors that are left after two layers are smaller, and mostly noise.
+            ErrorLayer(config, width, 1.0 / (layer // 2 + 1))
+            for layer, width in enumerate(widths)
         )
 
     def forward(
@@ -125,21 +91,22 @@ class ErrorMemory(nn.Module):
         """Predictions that are trained ``[B, E, T]``, the best one last, and the vectors to save,
         each ``[B, D]``."""
         corrected, rows = [], []
-        for index, (layer, of) in enumerate(zip(self.layers, vectors, strict=True)):
-            below_BT = logits_BT.detach()
-            correction_BT, row_BD = layer(below_BT, of, history, index)
-            logits_BT = below_BT + layer.share * correction_BT.detach()
-            corrected += [below_BT + correction_BT, logits_BT]
-            rows.append(row_BD)
+        with torch.autocast(logits_BT.device.type, enabled=False):  # counts need all their digits
+            for index, (layer, of) in enumerate(zip(self.layers, vectors, strict=True)):
+                below_BT = logits_BT.detach().float()
+                correction_BT, row_BD = layer(below_BT, of, history, index)
+                logits_BT = below_BT + layer.share * correction_BT.detach()
+                corrected += [below_BT + correction_BT, logits_BT]
+                rows.append(row_BD)
         return torch.stack(corrected, dim=1), rows
 
 
 class ErrorLayer(nn.Module):
     """One layer: errors of the prediction below, and their correction."""
 
-    def __init__(self, config: ModelConfig, initial_weight: float) -> None:
+    def __init__(self, config: ModelConfig, width: int, initial_weight: float) -> None:
         super().__init__()
-        self.width = state_width(config)
+        self.width = width
         self.task = config.tasks.index(config.positive_task)
         weight = torch.zeros(len(config.tasks), self.width)
         weight[self.task] = initial_weight
@@ -162,7 +129,8 @@ class ErrorLayer(nn.Module):
         own_B1 = logits_BT[:, self.task : self.task + 1]
         before = self.before(own_B1, vectors, history, layer)
         state_BP = before.sum_BP / before.scale
-        return (vectors.target_BP * state_BP) @ self.weight.T, _pack(before, own_B1)
+        correction = (vectors.target_BP * state_BP) @ self.weight.T
+        return correction, _pack(before, vectors.kept_BX, own_B1)
 
     def before(
         self, logit_B1: Tensor, vectors: ErrorVectors, history: History, layer: int
@@ -206,24 +174,6 @@ class ErrorLayer(nn.Module):
         )
 
 
-def newest_rows(inputs: ModelInputs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """User and column of the slab for each newest row, in the order of `ErrorVectors.newest_JP`."""
-    newest_BN = inputs.slab.newest_BN
-    assert newest_BN is not None, "built for a model that keeps errors"
-    query, column = np.nonzero(newest_BN)
-    return inputs.slab.user_row_B[query], column
-
-
-def shared_features(config: ModelConfig) -> int:
-    """K: features that targets and rows both have, the first ones of either: item, author, tag."""
-    return sum(name in config.features for name in ("item", "author", "tag"))
-
-
-def state_width(config: ModelConfig) -> int:
-    """P: numbers of a state, as many as a stored vector has room for."""
-    return config.attention_dim - RESERVED
-
-
 def _parts(history: History) -> tuple[RowLabels, WholePast]:
     """What of a history errors are made of; `ModelConfig` sees to it that it is there."""
     if history.labels is None or history.whole is None:
@@ -231,18 +181,19 @@ def _parts(history: History) -> tuple[RowLabels, WholePast]:
     return history.labels, history.whole
 
 
-def _pack(before: ErrorState, logit_B1: Tensor) -> Tensor:
+def _pack(before: ErrorState, kept_BX: Tensor, logit_B1: Tensor) -> Tensor:
     count, scale = before.count_B1.round(), before.scale
     high = torch.floor(count / _COUNT_PART)
-    parts = [before.sum_BP / scale, before.total_B1 / scale, high / _COUNT_SCALE]
-    low = (count - high * _COUNT_PART) / _COUNT_SCALE
-    lines = [part.expand(len(logit_B1), -1) for part in (*parts, low)]
-    return torch.cat([*lines, logit_B1.to(lines[0].dtype)], dim=1)
+    low = count - high * _COUNT_PART
+    numbers = [before.total_B1 / scale, high / _COUNT_SCALE, low / _COUNT_SCALE, logit_B1]
+    parts = [before.sum_BP / scale, kept_BX, *numbers]
+    return torch.cat([part.expand(len(logit_B1), -1).to(scale.dtype) for part in parts], dim=1)
 
 
 def _unpack(stored_JD: Tensor, width: int) -> tuple[ErrorState, Tensor]:
     """The state before the events of stored vectors, and their logits ``[J, 1]``."""
-    state, total, high, low, logit = torch.split(stored_JD, [width, 1, 1, 1, 1], dim=-1)
+    state = stored_JD[:, :width]
+    total, high, low, logit = stored_JD[:, -RESERVED:].chunk(RESERVED, dim=-1)
     count = ((high * _COUNT_PART + low) * _COUNT_SCALE).clamp(min=0.0)
     scale = torch.sqrt(count + COUNT_PRIOR)
     return ErrorState(state * scale, total * scale, count), logit

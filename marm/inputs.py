@@ -35,6 +35,7 @@ from marm.sequence import (
     view_slab,
 )
 from marm.sparse import FEATURE_SALTS, SparseTable
+from marm.transitions import Transitions
 
 _WATCH_MASK = np.uint32(0xF)
 
@@ -92,6 +93,7 @@ class ModelInputs:
     block: BlockInputs | None
     categories: CategoryInputs | None = None  # of one user's candidates
     sequence: UserSequence | None = None  # for the methods of `SEQUENCE_METHODS`
+    transition_slots_B: NDArray[np.int64] | None = None  # for a model that keeps transitions
 
     def __len__(self) -> int:
         return len(self.target_slots_BK)
@@ -105,6 +107,7 @@ class InputBuilder:
         self._signal_bits = np.array(
             [BINARY_TASKS.index(signal) for signal in config.feedback_signals], np.uint32
         )
+        self._transitions = Transitions(config) if config.keeps_transitions else None
         self._needs_sequence = any(one.method in SEQUENCE_METHODS for one in config.interests)
 
     def for_training(self, events: EventBatch, rows: UserRows) -> ModelInputs:
@@ -131,6 +134,7 @@ class InputBuilder:
             slab_inputs,
             BlockInputs(row_slots, feedback, view, past),
             self._sequence(slab, slab_inputs.view, queries, own, predecessors),
+            self._transition_slots(events, slab, slab_inputs.view, queries, view),
         )
 
     def for_reading(self, events: EventBatch, rows: UserRows) -> ModelInputs:
@@ -142,7 +146,8 @@ class InputBuilder:
         slab = Slab.of(rows, longest)
         slab_inputs = self._slab_inputs(slab, queries, newer)
         sequence = self._sequence(slab, slab_inputs.view, queries, None, newer)
-        return self._inputs(events, slab_inputs, None, sequence)
+        transitions = self._transition_slots(events, slab, slab_inputs.view, queries, None)
+        return self._inputs(events, slab_inputs, None, sequence, transitions)
 
     def for_candidates(
         self, rows: UserRows, candidates: ItemFeatures, now_ms: int, context_id: int
@@ -159,6 +164,10 @@ class InputBuilder:
         slab = Slab.of(rows, int(rows.counts[0]))
         newer = np.zeros(1, np.int64)
         slab_inputs = self._slab_inputs(slab, query, newer)
+        transitions = None
+        if self._transitions is not None:
+            liked = self._transitions.liked_in_slab(slab, slab_inputs.view, query)
+            transitions = self._transitions.slots(liked, candidates.tag_id)
         return ModelInputs(
             slots,
             np.repeat(self._table.slots("user", rows.user_ids), len(candidates)),
@@ -172,6 +181,7 @@ class InputBuilder:
                 slab.rows["author_id"][0],
             ),
             self._sequence(slab, slab_inputs.view, query, None, newer),
+            transitions,
         )
 
     def item_slots(self, items: ItemFeatures) -> NDArray[np.int64]:
@@ -184,6 +194,7 @@ class InputBuilder:
         slab: SlabInputs,
         block: BlockInputs | None,
         sequence: UserSequence | None,
+        transition_slots_B: NDArray[np.int64] | None,
     ) -> ModelInputs:
         return ModelInputs(
             self._item_slots(events.item_id, events.author_id, events.tag_id, events.duration_ms),
@@ -192,7 +203,18 @@ class InputBuilder:
             slab,
             block,
             sequence=sequence,
+            transition_slots_B=transition_slots_B,
         )
+
+    def _transition_slots(
+        self, events: EventBatch, slab: Slab, view: View, queries: Queries, block: View | None
+    ) -> NDArray[np.int64] | None:
+        if self._transitions is None:
+            return None
+        liked = self._transitions.liked_in_slab(slab, view, queries)
+        if block is not None:
+            liked = self._transitions.liked(events, block, liked)
+        return self._transitions.slots(liked, events.tag_id)
 
     def _sequence(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from marm.attention import KeySource
 from marm.config import MEMORY_METHODS, ModelConfig
-from marm.error_memory import ErrorVectors
+from marm.error_vectors import ErrorVectors
 from marm.events import NUM_WATCH_BUCKETS
 from marm.inputs import Feedback, ModelInputs
 from marm.interest.interface import (

@@ -10,13 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marm.config import ModelConfig
-from marm.error_memory import (
-    LEARNING_RATE,
-    ErrorMemory,
-    ErrorTable,
-    newest_rows,
-    shared_features,
-)
+from marm.error_memory import ErrorMemory
+from marm.error_vectors import LEARNING_RATE, ErrorTable, error_tables, state_widths
 from marm.heads import MixtureOfExpertsHeads
 from marm.inputs import ModelInputs
 from marm.items import ItemFeatures
@@ -40,7 +35,8 @@ class RankerNet(nn.Module):
             input_dim, len(config.tasks), config.num_experts, config.expert_dim
         )
         self.prior_scale = nn.Parameter(torch.ones(len(config.tasks)))
-        self.errors = ErrorMemory(config) if config.keeps_errors else None
+        widths = state_widths(config) if config.keeps_errors else []
+        self.errors = ErrorMemory(config, widths) if widths else None
 
     def forward(
         self, embedded: Embedded, prior_BT: Tensor, block_memory_BLD: Tensor | None = None
@@ -78,8 +74,8 @@ class Ranker(SupervisedModel):
 
     def __init__(self, config: ModelConfig, table: SparseTable | None = None) -> None:
         super().__init__(config, config.tasks, RankerNet(config), table)
-        layers = config.error_layers if config.keeps_errors else 0
-        self.error_tables = nn.ModuleList(ErrorTable(config) for _ in range(layers))
+        tables = error_tables(config) if config.keeps_errors else []
+        self.error_tables = nn.ModuleList(tables)
 
     def embed(self, inputs: ModelInputs) -> Embedded:
         """See `StageModel.embed`."""
@@ -97,15 +93,14 @@ class Ranker(SupervisedModel):
     def _with_errors(self, embedded: Embedded) -> Embedded:
         if not self.config.keeps_errors:
             return embedded
-        inputs = embedded.inputs
-        width = shared_features(self.config)
-        user, column = newest_rows(inputs)
-        addresses = inputs.target_slots_BK, inputs.slab.slots_UNK[user, column]
-        targets, newest = (
-            self.table.stat_slots(torch.from_numpy(of[:, :width])).numpy() for of in addresses
+        found = (
+            table.look_up(embedded.inputs, self._places, layer)
+            for layer, table in enumerate(self._tables())
         )
-        found = tuple(table.look_up(targets, newest) for table in self._tables())
-        return replace(embedded, errors=found)
+        return replace(embedded, errors=tuple(found))
+
+    def _places(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.table.stat_slots(torch.from_numpy(addresses)).numpy()
 
     def _tables(self) -> list[ErrorTable]:
         return [table for table in self.error_tables if isinstance(table, ErrorTable)]

@@ -91,6 +91,7 @@ VARIATIONS = (
     Variation("depth_4", "L=4", depth(4)),
     Variation("raw_keys", "the same layers over raw rows, no memory (STCA)", without_memory),
     Variation("errors", "prediction errors in the first stored layer", model(error_layers=1)),
+    Variation("two_errors", "and in the second, by transitions", model(error_layers=2)),
     Variation("no_recency", "attention does not know how old rows are", model(recency=())),
     Variation("distance_only", "recency by distance in events only", model(recency=("distance",))),
     Variation("distance_and_gap", "recency by events and time", model(recency=("distance", "gap"))),

@@ -17,7 +17,7 @@ from benchmarks.paper.report import heading, method_rows, methods_table, rows_to
 
 METHODS = (
     "sum_pooling,din,sim_soft,sim_hard,twin,twin_v2,stca_l1,stca_l2,hstu_l2,decoder_l2,"
-    "marm_l0,marm_l1,marm_l2,marm_l4,marm_e_l1"
+    "marm_l0,marm_l1,marm_l2,marm_l4,marm_sim_l2,marm_e_l1,marm_e_l2,marm_e_l4"
 )
 REFERENCES = ("marm_l0", "sum_pooling")
 

@@ -9,12 +9,15 @@ import pytest
 import torch
 from test_oracle import TOLERANCE, random_events, random_ranker, stream
 
-from marm.error_memory import COUNT_PRIOR, MEAN_PRIOR, ErrorLayer, ErrorTable, state_width
+from marm.addressing import combine64, feature_slots
+from marm.error_memory import COUNT_PRIOR, MEAN_PRIOR, ErrorLayer
+from marm.error_vectors import ErrorTable, TransitionErrors, state_widths
 from marm.events import TASKS, EventBatch
 from marm.items import ItemFeatures
 from marm.memory import InProcessMemory
 from marm.ranker import Ranker
 from marm.scoring_plan import ScoringPlan
+from stages.depth import first_layers
 
 LABEL = TASKS.index("long_view")
 LOGIT = -1  # of a stored vector, the number that is the logit below its layer
@@ -80,9 +83,24 @@ def item_vectors(model: Ranker, events: EventBatch, layer: int) -> torch.Tensor:
     """What stands for each event's item, author and tag in a layer of errors, ``[N, P]``."""
     table = model.error_tables[layer]
     assert isinstance(table, ErrorTable)
+    if isinstance(table, TransitionErrors):
+        return table.weight[torch.from_numpy(transitions(model, events))]
     ids = {"item": events.item_id, "author": events.author_id, "tag": events.tag_id}
     found = [torch.from_numpy(model.table.slots(name, of)) for name, of in ids.items()]
     return torch.stack([table.weight[slots] for slots in found]).sum(dim=0)
+
+
+def transitions(model: Ranker, events: EventBatch) -> np.ndarray:
+    """Places of each event's pair of tags, ``[N]``."""
+    liked = []
+    for index in range(len(events)):
+        order = sorted(
+            past_of(events, index), key=lambda i: (events.timestamp_ms[i], events.event_key[i])
+        )
+        seen = [i for i in order[-model.config.history_length :] if events.labels[i, LABEL] > 0]
+        liked.append(int(events.tag_id[seen[-1]]) if seen else -1)
+    pairs = combine64(np.array(liked), events.tag_id)
+    return feature_slots(7, pairs, model.config.num_slots)
 
 
 @pytest.mark.parametrize("batch_sizes", [[7], [60], [1, 30]])
@@ -121,6 +139,25 @@ def test_a_request_is_scored_as_the_event_was_predicted(frozen: bool) -> None:
     np.testing.assert_allclose(scores[0], model.probabilities(expected)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_with_fewer_layers_a_request_gets_the_corrections_of_those() -> None:
+    events = random_events(np.random.default_rng(4), 1, 30)
+    model = ranker(2, 2)
+    memory = InProcessMemory(model.config.namespace)
+    stream(model, events, [5], memory)
+    rows = memory.fetch(events.user_id[:1], model.config.history_length)
+    one = events.take(slice(29, 30))
+    item = ItemFeatures(one.item_id, one.author_id, one.tag_id, one.duration_ms)
+    user, now = int(one.user_id[0]), int(one.timestamp_ms[0]) + 1
+    scores = [model.score(first_layers(rows, depth), user, item, now) for depth in (0, 1, 2)]
+    assert all(np.isfinite(score).all() for score in scores)
+    assert not np.array_equal(scores[0], scores[1])
+    assert not np.array_equal(scores[1], scores[2])
+    assert model.net.errors is not None
+    with torch.no_grad():
+        model.net.errors.layers[1].weight.zero_()
+    np.testing.assert_array_equal(model.score(rows, user, item, now), scores[1])
+
+
 def test_a_correction_leaves_the_prediction_below_alone() -> None:
     events = random_events(np.random.default_rng(3), 2, 40)
     model, plain = ranker(1, 1), random_ranker(3, depth=0, history_length=4)
@@ -148,8 +185,11 @@ def test_counts_beyond_half_precision_are_kept() -> None:
 
 
 def test_states_fill_what_a_row_has_room_for() -> None:
-    config = ranker().config
-    assert state_width(config) == config.attention_dim - 4
+    config = ranker(3, 3).config
+    room = config.attention_dim - 4
+    assert state_widths(config) == [room, room - 3, room]
+    without_tags = replace(config, features=("item",))
+    assert state_widths(without_tags) == [room, room, room]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ def answer(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("depth", "error_layers"), [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("depth", "error_layers"), [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1), (2, 2)]
+)
 def test_every_parameter_learns(stage: str, depth: int, error_layers: int) -> None:
     namespace = small_config().namespace
     model = small_model(
@@ -107,10 +109,13 @@ def test_what_recency_leaves_out_does_not_learn() -> None:
     assert without == {"sequence.methods.0.attention.recency.gap"}
 
 
+@pytest.mark.parametrize("error_layers", [0, 2])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_batch_without_events_gives_every_parameter_a_gradient_of_zero(stage: str) -> None:
+def test_a_batch_without_events_gives_every_parameter_a_gradient_of_zero(
+    stage: str, error_layers: int
+) -> None:
     """A worker whose share of the log is behind still takes part in every step."""
-    model = small_model(stage)
+    model = small_model(stage, error_layers=error_layers)
     nobody = EventBatch.empty()
     memory = InProcessMemory(model.config.namespace)
     inputs = model.inputs.for_training(nobody, memory.fetch(nobody.user_id, 10))
@@ -253,9 +258,10 @@ def test_the_context_and_the_user_matter(stage: str) -> None:
     assert np.allclose(answer(model, other, items), base) == (stage == "cascading")
 
 
+@pytest.mark.parametrize("error_layers", [0, 2])
 @pytest.mark.parametrize("stage", STAGES)
-def test_bfloat16_training_returns_float32_and_stays_close(stage: str) -> None:
-    model = small_model(stage)
+def test_bfloat16_training_returns_float32_and_stays_close(stage: str, error_layers: int) -> None:
+    model = small_model(stage, error_layers=error_layers)
     batch, inputs = history_and_batch(model)
     memory = block_memory(model, batch)
     exact = model.training_forward(model.net, model.embed(inputs), batch.labels, memory)
@@ -267,7 +273,11 @@ def test_bfloat16_training_returns_float32_and_stays_close(stage: str) -> None:
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.net.parameters())
     torch.testing.assert_close(half.loss_sum, exact.loss_sum, rtol=0.1, atol=0.5)
     stored = half.rows_BLD.float().numpy()  # as training stores them
-    np.testing.assert_allclose(stored, exact.rows_BLD.numpy(), rtol=0.1, atol=0.2)
+    # A row of errors ends with a logit, which is no closer than predictions in half precision are.
+    compared = slice(None, -1) if error_layers and stage == "ranking" else slice(None)
+    np.testing.assert_allclose(
+        stored[..., compared], exact.rows_BLD.numpy()[..., compared], rtol=0.1, atol=0.2
+    )
     assert stored.shape[0] == len(batch)
 
 
