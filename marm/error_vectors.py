@@ -116,7 +116,8 @@ class TransitionErrors(ErrorTable):
         # A request may be answered with fewer layers than the model has.
         kept = self.weight.shape[1] + np.arange(_PARTS)
         known = layer < memory.shape[2]
-        parts = memory[user, column, layer][:, kept] if known else np.zeros((len(user), _PARTS))
+        nowhere = np.zeros((len(user), _PARTS), np.float32)
+        parts = memory[user, column, layer][:, kept] if known else nowhere
         newest_J = np.minimum(_joined(parts), len(self.weight) - 1)
         return self._look_up(target_B[:, None], newest_J[:, None], _parted(target_B))
 

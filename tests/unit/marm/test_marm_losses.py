@@ -40,7 +40,7 @@ def retrieval_loss(model: Retriever, events: EventBatch) -> tuple[float, float, 
     inputs = model.inputs.for_training(events, rows)
     with torch.no_grad():
         output = model.training_forward(model.net, model.embed(inputs), events.labels)
-        users, items = (part.double().numpy() for part in model.net(model.embed(inputs)))
+        users, items = (part.double().numpy() for part in model.net(model.embed(inputs))[:2])
     slots = inputs.target_slots_BK[:, 0]
     exposures = model.stats.exposures.double().numpy()
     total = exposures.sum() + len(exposures)
