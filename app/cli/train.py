@@ -24,7 +24,7 @@ from cache_actors.home import Home
 from marm.config import RECENCY, STAGES, ModelConfig
 from marm.events import TASKS
 from marm.memory import Namespace
-from train.config import TrainConfig, three_stages
+from train.config import TrainConfig, three_stages, with_errors
 from train.progress import Progress
 from train.run import TrainingResult, require_events, run_training
 
@@ -32,6 +32,14 @@ from train.run import TrainingResult, require_events, run_training
 def train_command(
     home: HomeOption = DEFAULT_HOME,
     depth: Annotated[int, typer.Option(help="L: cached layers above layer 0.")] = 2,
+    error_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of the L layers, so many hold accumulated prediction errors; 0: attention only, "
+            "as the paper has it. By default all, where rows can hold them.",
+        ),
+    ] = None,
     history: Annotated[int, typer.Option(help="n: rows visible to ranking.")] = 50,
     dim: Annotated[int, typer.Option(help="d: attention and feature width.")] = 32,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
@@ -88,7 +96,11 @@ def train_command(
     if unknown:
         raise ValueError(f"--stages must be some of {', '.join(STAGES)}, got {', '.join(unknown)}")
     config = TrainConfig(
-        models=tuple(model for model in three_stages(ranking) if model.stage in wanted),
+        models=tuple(
+            model
+            for model in three_stages(with_errors(ranking, error_layers))
+            if model.stage in wanted
+        ),
         variant=variant,
         batch_size=batch_size,
         num_workers=workers,
