@@ -30,10 +30,9 @@ RESERVED = 4
 
 INITIAL_DEVIATION = 0.1
 INITIAL_SQUARE = 0.3
-LEARNING_RATE = 0.2
-"""Of the vectors, for gradients summed over events. Large beside the squares of few gradients,
-`INITIAL_SQUARE` makes row-wise Adagrad begin as plain descent: an item moves by what it has seen,
-and noise about items hardly seen does not become corrections."""
+"""Of the row-wise Adagrad of vectors. Large beside the squares of few gradients, summed over
+events, it makes that begin as plain descent: an item moves by what it has seen, and noise about
+items hardly seen does not become corrections."""
 
 _PARTS = 3
 _PART = 1024

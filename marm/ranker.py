@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from marm.config import ModelConfig
 from marm.error_memory import ErrorMemory
-from marm.error_vectors import LEARNING_RATE, ErrorTable, error_tables, state_widths
+from marm.error_vectors import ErrorTable, error_tables, state_widths
 from marm.heads import MixtureOfExpertsHeads
 from marm.inputs import ModelInputs
 from marm.items import ItemFeatures
@@ -88,7 +88,7 @@ class Ranker(SupervisedModel):
     def learning_rows(self, embedded: Embedded) -> list[LearningRows]:
         """See `StageModel.learning_rows`: the item vectors that errors are told of."""
         found = zip(self._tables(), embedded.errors, strict=True)
-        return [LearningRows(table, of.sparse, LEARNING_RATE) for table, of in found]
+        return [LearningRows(table, of.sparse) for table, of in found]
 
     def _with_errors(self, embedded: Embedded) -> Embedded:
         if not self.config.keeps_errors:

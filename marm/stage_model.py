@@ -40,11 +40,10 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class LearningRows:
-    """Rows of one table that learn from gradients summed, not averaged, over events."""
+    """Rows of one table of errors. They learn from gradients summed, not averaged, over events."""
 
     table: SparseTable
     rows: SparseRows
-    learning_rate: float
 
 
 class StageModel(nn.Module, ABC):

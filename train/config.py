@@ -24,6 +24,8 @@ class TrainConfig:
         batch_size: events of one worker in one step.
         dense_learning_rate: of Adam, for the dense halves.
         sparse_learning_rate: of row-wise Adagrad, for the embedding tables.
+        error_learning_rate: the same for the vectors of accumulated errors, with gradients summed
+            over events (`marm.error_vectors`).
         num_workers: Ray Train workers; each owns a share of the user buckets.
         tables: where the rows of embedding tables are: ``replicated``, all on every worker, or
             ``sharded``, each on one of them (needs the extra `sharded`).
@@ -54,6 +56,7 @@ class TrainConfig:
     batch_size: int = 256
     dense_learning_rate: float = 1e-3
     sparse_learning_rate: float = 0.1
+    error_learning_rate: float = 0.2
     num_workers: int = 1
     tables: str = "replicated"
     num_threads: int = 1
@@ -97,7 +100,8 @@ class TrainConfig:
         # Refused now rather than by the registry at the end of the run.
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.variant):
             raise ValueError(f"variant must match [a-z0-9][a-z0-9._-]*, got {self.variant!r}")
-        for name in ("dense_learning_rate", "sparse_learning_rate", "follow_poll_s"):
+        rates = "dense_learning_rate", "sparse_learning_rate", "error_learning_rate"
+        for name in (*rates, "follow_poll_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("publish_interval_s", "caught_up_interval_s"):

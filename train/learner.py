@@ -67,7 +67,9 @@ class Learner:
         self._tables.update(self.model.table, embedded.sparse)
         for of in self.model.learning_rows(embedded):
             touched, gradient = gradient_of_all(of.rows, self._collective)
-            of.table.apply_gradient(touched, gradient * num_labels, of.learning_rate)
+            of.table.apply_gradient(
+                touched, gradient * num_labels, self._config.error_learning_rate
+            )
         slots = self._collective.concat(self.model.item_slots(embedded.inputs))
         targets = self._collective.concat(self.model.targets(labels_B))
         self.model.stats.update(slots, targets)

@@ -8,80 +8,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from sample_events import fetch_for, make_events, replaced
+from made_up_trials import make_dataset, plain_loop, small_config
 
 from benchmarks.paper import cross_model
 from benchmarks.paper.cross_model import configurations
-from benchmarks.paper.datasets import Dataset, last_part
-from benchmarks.paper.plan import CommonSettings, parse_method
+from benchmarks.paper.datasets import Dataset
+from benchmarks.paper.plan import CommonSettings
 from benchmarks.paper.stage_figures import measure_cascading, measure_retrieval
 from benchmarks.paper.stage_runs import paired_means, run_stages
 from benchmarks.paper.trial import run_trial
-from cache_actors.store.row_formats import as_read
-from marm.memory import InProcessMemory
 from marm.ranking_metrics import recall_at_k
-from marm.sequence import raw_rows
-from train.collective import SingleWorker
 from train.config import TrainConfig
-from train.learner import Learner
 
 COMMON = CommonSettings(history_length=8, dim=8, batch_size=32)
 
 
-def make_dataset(num_events: int = 320) -> Dataset:
-    events = make_events(num_events, 6)
-    labels = np.where(np.isnan(events.labels), 0, events.labels)
-    return Dataset(
-        "made-up",
-        replaced(events, labels=labels.astype(np.float32)),
-        **last_part(num_events, num_events),
-        features=("item", "tag"),
-        feedback_signals=("long_view",),
-        recency=("distance",),
-    )
-
-
 def all_configurations(dataset: Dataset, depth: int = 2) -> dict[str, TrainConfig]:
-    config = COMMON.train_config(dataset, parse_method(f"marm_l{depth}"), 0)
-    small = replace(config, models=(replace(config.models[0], num_slots=512),))
-    return configurations(small, 5, 7)
-
-
-def plain_own_loop(dataset: Dataset, config: TrainConfig) -> NDArray[np.float32]:
-    """A stage that writes its memory itself; nothing overlaps, nothing is clever."""
-    learner = Learner(config.models[0], config, SingleWorker())
-    memory = InProcessMemory(config.namespace)
-    scores = []
-    for start in range(0, len(dataset), config.batch_size):
-        events = dataset.events.take(slice(start, start + config.batch_size))
-        rows = fetch_for(events, memory, config.history_length)
-        output = learner.predict(
-            learner.model.inputs.for_training(events, rows), events.labels, None
-        )
-        scores.append(output.scores_BT[:, 0])
-        new = raw_rows(events, config.namespace.row_dtype)
-        assert output.rows_BLD.shape == (len(events), 2, 8)
-        new["memory"], new["written_step"] = output.rows_BLD.float().numpy(), 0
-        memory.save(events.user_id, as_read(config.namespace, new))
-        learner.learn(events.labels, learner.model.num_labels(events.labels))
-    return np.concatenate(scores)
+    return configurations(small_config(COMMON, f"marm_l{depth}", dataset), 5, 7)
 
 
 @pytest.mark.parametrize("stage", ["cascading", "retrieval"])
 def test_a_stage_with_a_memory_of_its_own_equals_the_plain_loop(stage: str) -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(320)
     config = all_configurations(dataset)[f"own {stage}"]
     assert config.namespace.family == stage
     assert config.writes_memory
     found = run_stages(dataset, config, "test").predictions
     assert list(found) == [stage]
-    expected = plain_own_loop(dataset, config)[dataset.window("test")]
+    expected = plain_loop(dataset, config)[dataset.window("test")]
     np.testing.assert_array_equal(found[stage].score, expected)
 
 
 def test_ranking_is_as_it_is_alone_and_memories_differ() -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(320)
     configs = all_configurations(dataset)
     runs = {name: run_stages(dataset, config, "test") for name, config in configs.items()}
     alone = replace(configs["shared"], models=configs["shared"].models[:1])
@@ -99,7 +58,7 @@ def test_ranking_is_as_it_is_alone_and_memories_differ() -> None:
 
 def test_without_layers_no_memory_matters() -> None:
     """At depth 0 a memory holds raw rows, whoever writes it."""
-    dataset = make_dataset()
+    dataset = make_dataset(320)
     configs = all_configurations(dataset, depth=0)
     runs = {name: run_stages(dataset, config, "test") for name, config in configs.items()}
     for stage in ("cascading", "retrieval"):
@@ -109,7 +68,7 @@ def test_without_layers_no_memory_matters() -> None:
 
 
 def test_figures_are_those_of_the_same_events() -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(320)
     runs = [
         {name: run_stages(dataset, config, "test") for name, config in seeds.items()}
         for seeds in (all_configurations(dataset), all_configurations(dataset))

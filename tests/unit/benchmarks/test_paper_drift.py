@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_trials import make_dataset, nothing, small_config
 from numpy.typing import NDArray
-from sample_events import make_events, replaced
 
 from benchmarks.paper import drift
-from benchmarks.paper.datasets import Dataset, last_part
+from benchmarks.paper.datasets import Dataset
 from benchmarks.paper.memory_lag import NO_VECTORS, LaggingMemory, without_vectors
-from benchmarks.paper.plan import CommonSettings, parse_method
+from benchmarks.paper.plan import CommonSettings
 from benchmarks.paper.row_drift import age_edges, distinct_users, measure_drift
 from benchmarks.paper.trial import Pass, run_pass
 from benchmarks.paper.watched_pass import Piece, ask, first_of, run_watched
@@ -27,26 +27,8 @@ BATCH = 32
 COMMON = CommonSettings(history_length=6, dim=8, batch_size=BATCH)
 
 
-def make_dataset(num_events: int = 240) -> Dataset:
-    events = make_events(num_events, 8)
-    labels = np.where(np.isnan(events.labels), 0, events.labels)
-    return Dataset(
-        "made-up",
-        replaced(events, labels=labels.astype(np.float32)),
-        **last_part(num_events, num_events),
-        features=("item", "tag"),
-        feedback_signals=("long_view",),
-        recency=("distance",),
-    )
-
-
 def config_of(name: str, dataset: Dataset) -> TrainConfig:
-    config = COMMON.train_config(dataset, parse_method(name), 0)
-    return replace(config, models=(replace(config.models[0], num_slots=512),))
-
-
-def nothing(piece: Piece) -> None:
-    """A watch that asks nothing."""
+    return small_config(COMMON, name, dataset)
 
 
 def run_of(dataset: Dataset, config: TrainConfig) -> Pass:
@@ -63,7 +45,7 @@ def watched_scores(dataset: Dataset, config: TrainConfig, lags: list[int]) -> di
 
 
 def test_watching_a_pass_changes_nothing_in_it() -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(num_users=8)
     config = config_of("marm_l2", dataset)
     expected = run_pass(dataset, config).score_N
     for since in (0, 100, len(dataset) - 1):
@@ -76,7 +58,7 @@ def test_watching_a_pass_changes_nothing_in_it() -> None:
 
 @pytest.mark.parametrize("name", ["marm_l2", "marm_e_l2"])
 def test_rows_of_weights_that_do_not_change_do_not_drift(name: str) -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(num_users=8)
     config = replace(
         config_of(name, dataset), dense_learning_rate=1e-30, sparse_learning_rate=1e-30
     )
@@ -96,7 +78,7 @@ def test_rows_of_weights_that_learn_drift_more_the_older_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("benchmarks.paper.row_drift._YOUNGEST", 60)
-    dataset = make_dataset()
+    dataset = make_dataset(num_users=8)
     config = replace(config_of("marm_l2", dataset), dense_learning_rate=3e-3)
     youngest, oldest = measure_drift(run_of(dataset, config), dataset, 40)
     assert (youngest.at_least, youngest.below, youngest.rows) == (0, 60, 40)
@@ -109,7 +91,7 @@ def test_rows_of_weights_that_learn_drift_more_the_older_they_are(
 
 
 def test_rows_that_the_memory_lost_are_said() -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(num_users=8)
     config = config_of("marm_l1", dataset)
     bounded = ArrayMemory(config.namespace, 2)
     done = run_watched(dataset, config, bounded, len(dataset), nothing)
@@ -119,7 +101,7 @@ def test_rows_that_the_memory_lost_are_said() -> None:
 
 def test_a_memory_without_vectors_is_one_of_raw_rows() -> None:
     """Slow reference: every event on its own, before a memory that holds nothing but raw rows."""
-    dataset = make_dataset(96)
+    dataset = make_dataset(96, 8)
     config = config_of("marm_l2", dataset)
     memory = ArrayMemory(config.namespace)
     lagging = LaggingMemory(memory, dataset.events.timestamp_ms, [BATCH])
@@ -144,7 +126,7 @@ def test_a_memory_without_vectors_is_one_of_raw_rows() -> None:
 
 
 def test_a_lag_of_everything_is_no_vectors_and_lags_differ() -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(num_users=8)
     scores = watched_scores(dataset, config_of("marm_l2", dataset), [BATCH, 100, len(dataset)])
     np.testing.assert_array_equal(scores[str(len(dataset))], scores[NO_VECTORS])
     assert not np.array_equal(scores[str(BATCH)], scores[NO_VECTORS])
@@ -153,14 +135,14 @@ def test_a_lag_of_everything_is_no_vectors_and_lags_differ() -> None:
 
 
 def test_without_layers_a_lag_changes_nothing() -> None:
-    dataset = make_dataset()
+    dataset = make_dataset(num_users=8)
     scores = watched_scores(dataset, config_of("marm_l0", dataset), [BATCH])
     np.testing.assert_allclose(scores[str(BATCH)], scores["live"], rtol=1e-5)
     np.testing.assert_array_equal(scores[NO_VECTORS], scores[str(BATCH)])
 
 
 def test_rows_lose_their_vectors_from_a_time_on() -> None:
-    dataset = make_dataset(64)
+    dataset = make_dataset(64, 8)
     config = config_of("marm_l1", dataset)
     memory = ArrayMemory(config.namespace)
     run_watched(dataset, config, memory, len(dataset), nothing)
@@ -176,7 +158,7 @@ def test_rows_lose_their_vectors_from_a_time_on() -> None:
 
 
 def test_a_lag_of_nothing_is_refused() -> None:
-    dataset = make_dataset(64)
+    dataset = make_dataset(64, 8)
     memory = ArrayMemory(config_of("marm_l1", dataset).namespace)
     with pytest.raises(ValueError, match="at least 1 event"):
         LaggingMemory(memory, dataset.events.timestamp_ms, [0])

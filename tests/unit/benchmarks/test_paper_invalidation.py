@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_events import make_events, make_items, replaced
+from made_up_trials import make_dataset, nothing, small_config
+from sample_events import make_events, make_items
 
 from benchmarks.paper import invalidation
 from benchmarks.paper.changed_histories import (
@@ -19,9 +19,9 @@ from benchmarks.paper.changed_histories import (
     stored_histories,
     treat,
 )
-from benchmarks.paper.datasets import Dataset, last_part
+from benchmarks.paper.datasets import Dataset
 from benchmarks.paper.invalidated_memories import REFRESHED, InvalidationWatch
-from benchmarks.paper.plan import CommonSettings, parse_method
+from benchmarks.paper.plan import CommonSettings
 from benchmarks.paper.shadow_memory import ShadowMemories
 from benchmarks.paper.trial import Pass, run_pass
 from benchmarks.paper.watched_pass import Piece, first_of, run_watched
@@ -40,26 +40,8 @@ REACH = (0, N, 2 * N)
 NEW_STEP = 99
 
 
-def make_dataset(num_events: int = 240) -> Dataset:
-    events = make_events(num_events, 6)
-    labels = np.where(np.isnan(events.labels), 0, events.labels)
-    return Dataset(
-        "made-up",
-        replaced(events, labels=labels.astype(np.float32)),
-        **last_part(num_events, num_events),
-        features=("item", "tag"),
-        feedback_signals=("long_view",),
-        recency=("distance",),
-    )
-
-
 def config_of(name: str, dataset: Dataset) -> TrainConfig:
-    config = COMMON.train_config(dataset, parse_method(name), 0)
-    return replace(config, models=(replace(config.models[0], num_slots=512),))
-
-
-def nothing(piece: Piece) -> None:
-    """A watch that asks nothing."""
+    return small_config(COMMON, name, dataset)
 
 
 def trained(dataset: Dataset) -> tuple[Pass, Ranker, StoredHistories]:

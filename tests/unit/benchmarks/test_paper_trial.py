@@ -7,68 +7,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from sample_events import fetch_for, make_events, replaced
+from made_up_trials import make_dataset, plain_loop, small_config
+from sample_events import make_events, replaced
 
 from benchmarks.paper import trial_pool
-from benchmarks.paper.datasets import Dataset, last_part
+from benchmarks.paper.datasets import Dataset
 from benchmarks.paper.phases import PHASES
-from benchmarks.paper.plan import CommonSettings, parse_method, parse_methods
+from benchmarks.paper.plan import CommonSettings, parse_methods
 from benchmarks.paper.trial import EventsInMemory, run_pass, run_trial
 from benchmarks.paper.trial_cache import TrialCache
 from benchmarks.paper.trial_pool import Trial, run_trials, write_dataset
-from cache_actors.store.row_formats import as_read
 from marm.memory import InProcessMemory
 from marm.memory_arrays import ArrayMemory
-from marm.sequence import raw_rows
-from train.collective import SingleWorker
 from train.config import TrainConfig, three_stages
-from train.learner import Learner
 
 COMMON = CommonSettings(history_length=8, dim=8, batch_size=32)
 
 
-def make_dataset(num_events: int = 240) -> Dataset:
-    events = make_events(num_events, 6)
-    labels = np.where(np.isnan(events.labels), 0, events.labels)
+def partly_labelled(num_events: int = 240) -> Dataset:
+    dataset = make_dataset(num_events)
+    labels = dataset.events.labels.copy()
     labels[::17] = np.nan
-    return Dataset(
-        "made-up",
-        replaced(events, labels=labels.astype(np.float32)),
-        **last_part(num_events, num_events),
-        features=("item", "tag"),
-        feedback_signals=("long_view",),
-        recency=("distance",),
-    )
+    return replace(dataset, events=replaced(dataset.events, labels=labels))
 
 
 def config_of(name: str, dataset: Dataset, seed: int = 0) -> TrainConfig:
-    config = COMMON.train_config(dataset, parse_method(name), seed)
-    return replace(config, models=(replace(config.models[0], num_slots=512),))
-
-
-def plain_loop(dataset: Dataset, config: TrainConfig) -> NDArray[np.float32]:
-    """Predict, save, learn; nothing overlaps, nothing is clever."""
-    learner = Learner(config.models[0], config, SingleWorker())
-    memory = InProcessMemory(config.namespace)
-    scores = []
-    for start in range(0, len(dataset), config.batch_size):
-        events = dataset.events.take(slice(start, start + config.batch_size))
-        rows = fetch_for(events, memory, config.history_length)
-        output = learner.predict(
-            learner.model.inputs.for_training(events, rows), events.labels, None
-        )
-        scores.append(output.scores_BT[:, 0])
-        new = raw_rows(events, config.namespace.row_dtype)
-        new["memory"], new["written_step"] = output.rows_BLD.float().numpy(), 0
-        memory.save(events.user_id, as_read(config.namespace, new))
-        learner.learn(events.labels, learner.model.num_labels(events.labels))
-    return np.concatenate(scores)
+    return small_config(COMMON, name, dataset, seed)
 
 
 @pytest.mark.parametrize("name", ["marm_l2", "sum_pooling"])
 def test_a_trial_equals_the_plain_loop(name: str) -> None:
-    dataset = make_dataset()
+    dataset = partly_labelled()
     config = config_of(name, dataset)
     expected = plain_loop(dataset, config)
     result = run_trial(dataset, config)
@@ -83,7 +52,7 @@ def test_a_trial_equals_the_plain_loop(name: str) -> None:
 
 
 def test_predictions_do_not_depend_on_the_store() -> None:
-    dataset = make_dataset()
+    dataset = partly_labelled()
     config = config_of("marm_l2", dataset)
     stores = (
         InProcessMemory(config.namespace),
@@ -98,7 +67,7 @@ def test_predictions_do_not_depend_on_the_store() -> None:
 
 def test_rows_and_learning_show_in_the_predictions() -> None:
     """What the other tests compare is not constant: history, depth and seed all matter."""
-    dataset = make_dataset()
+    dataset = partly_labelled()
     scores = [
         run_pass(dataset, config_of(name, dataset, seed)).score_N
         for name, seed in (("marm_l0", 0), ("marm_l2", 0), ("marm_l2", 1))
@@ -108,7 +77,7 @@ def test_rows_and_learning_show_in_the_predictions() -> None:
 
 
 def test_costs_are_counted() -> None:
-    dataset = make_dataset(64)
+    dataset = partly_labelled(64)
     cost = run_trial(dataset, config_of("marm_l1", dataset)).cost
     assert cost.num_events == 64
     assert tuple(cost.phases_s) == PHASES
@@ -119,7 +88,7 @@ def test_costs_are_counted() -> None:
 
 
 def test_a_trial_is_of_one_ranking_model() -> None:
-    dataset = make_dataset(64)
+    dataset = partly_labelled(64)
     config = config_of("marm_l1", dataset)
     several = replace(config, models=three_stages(config.models[0]))
     with pytest.raises(ValueError, match="one ranking model that learns 'long_view' first"):
@@ -138,7 +107,7 @@ def test_events_in_memory_come_once_and_in_order() -> None:
 def test_finished_trials_are_read_from_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = make_dataset(96)
+    dataset = partly_labelled(96)
     methods = parse_methods("sum_pooling,marm_l1")
     trials = [Trial(one.name, config_of(one.name, dataset)) for one in methods]
     first = run_trials(dataset, trials[:1], tmp_path)  # as if interrupted after one
@@ -169,7 +138,7 @@ def test_finished_trials_are_read_from_disk(
 
 
 def test_a_worker_writes_what_this_process_computes(tmp_path: Path) -> None:
-    dataset = make_dataset(64)
+    dataset = partly_labelled(64)
     config = config_of("marm_l1", dataset)
     cache = TrialCache(tmp_path / "trials")
     path = cache.path(dataset.fingerprint(), config)
@@ -186,7 +155,7 @@ def test_a_worker_writes_what_this_process_computes(tmp_path: Path) -> None:
 
 
 def test_other_settings_and_code_have_other_files(tmp_path: Path) -> None:
-    dataset = make_dataset(64)
+    dataset = partly_labelled(64)
     cache = TrialCache(tmp_path)
     configs = [config_of(name, dataset) for name in ("marm_l1", "marm_l2", "sum_pooling")]
     other_rate = 3 * configs[0].sparse_learning_rate

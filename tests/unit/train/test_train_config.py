@@ -9,7 +9,7 @@ import pytest
 from sample_events import small_config
 
 from marm.memory import Namespace
-from train.config import TrainConfig, three_stages
+from train.config import TrainConfig, three_stages, with_errors
 
 BASE = TrainConfig()
 RANKING, CASCADING, RETRIEVAL = three_stages(small_config(), 3, 7)
@@ -95,3 +95,16 @@ def test_three_stages_share_the_memory_of_the_ranking_model() -> None:
     assert not TrainConfig(models=(CASCADING, RETRIEVAL)).writes_memory
     assert TrainConfig(models=(CASCADING, RETRIEVAL), writer="cascading").writes_memory
     assert not TrainConfig(models=(CASCADING,), writer="retrieval").writes_memory
+
+
+def test_errors_are_kept_where_rows_can_hold_them() -> None:
+    kept = with_errors(RANKING)
+    assert kept.error_layers == RANKING.depth == 2
+    assert kept.namespace.name != RANKING.namespace.name  # rows of one are nothing to the other
+    assert with_errors(RANKING, 1).namespace.name != kept.namespace.name
+    assert with_errors(RANKING, 0) == RANKING
+    int8 = replace(RANKING, namespace=replace(RANKING.namespace, dtype="int8"))
+    assert with_errors(int8) == int8
+    assert with_errors(replace(RANKING, tasks=("click",))).error_layers == 0
+    with pytest.raises(ValueError, match="as many stored layers"):
+        with_errors(RANKING, 3)

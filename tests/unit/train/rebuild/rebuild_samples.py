@@ -39,6 +39,11 @@ def frozen_weights(seed: int = 0, **settings: Any) -> RankingWeights:
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
         model.table.weight.mul_(10)
+        # Item means that no stream moves: rows of errors hold predictions, which depend on them.
+        model.stats.counts.fill_(1e15)
+        model.stats.sums.copy_(model.stats.counts * torch.rand_like(model.stats.sums))
+        model.stats.total_counts.fill_(1e15)
+        model.stats.total_sums.fill_(4e14)
     whole_log = LogOffsets.at_segment(1 << 30)
     return RankingWeights("default", 1, STEP, config, model.state_dict(), whole_log)
 
@@ -82,6 +87,7 @@ def streamed(
         batch_size=batch_size,
         dense_learning_rate=NOTHING_IS_LEARNED,
         sparse_learning_rate=NOTHING_IS_LEARNED,
+        error_learning_rate=NOTHING_IS_LEARNED,
     )
     trainer = StreamTrainer(
         config, memory, log.reader(LogOffsets.start()), SingleWorker(), EvaluationWindow(1, 0)
