@@ -126,6 +126,12 @@ def error_tables(config: ModelConfig) -> list[ErrorTable]:
     return [kind(config) for kind in _kinds(config)]
 
 
+def error_table_bytes(config: ModelConfig) -> int:
+    """What `error_tables` take, with their optimiser; every worker has all of them."""
+    widths = state_widths(config) if config.keeps_errors else []
+    return sum(HashedTable.needed_bytes(config.num_slots, width) for width in widths)
+
+
 def state_widths(config: ModelConfig) -> list[int]:
     """P of each layer of errors: as many numbers as a stored vector has room for."""
     return [_state_width(config, kind) for kind in _kinds(config)]

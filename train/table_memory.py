@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from marm.config import ModelConfig
+from marm.error_vectors import error_table_bytes
 from marm.item_stats import stats_bytes
 from marm.tables import table_bytes
 
@@ -26,15 +27,18 @@ class TableMemoryError(RuntimeError):
 def needed_bytes(
     models: Sequence[ModelConfig], num_workers: int = 1, num_shards: int = 1, num_gathering: int = 1
 ) -> int:
-    """What embedding tables, their optimiser and item statistics take in ``num_workers`` workers,
-    with the copies of the largest model that a checkpoint or a publication makes.
+    """What embedding tables and those of errors, their optimisers and item statistics take in
+    ``num_workers`` workers, with the copies of the largest model that a checkpoint or a publication
+    makes.
 
     One copy is counted for each worker that has all rows. Where ``num_shards`` workers share them,
     ``num_gathering`` of those counted (worker 0, or none) gather all rows and copy them.
     """
     own, whole = (
         [
-            table_bytes(model, shards) + stats_bytes(model.num_slots, len(model.tasks))
+            table_bytes(model, shards)
+            + stats_bytes(model.num_slots, len(model.tasks))
+            + error_table_bytes(model)
             for model in models
         ]
         for shards in (num_shards, 1)

@@ -9,7 +9,9 @@ import torch
 from sample_events import small_config
 
 from marm.config import ModelConfig, TableConfig
+from marm.error_vectors import ErrorTable
 from marm.model_factory import build_model
+from marm.ranker import Ranker
 from train.table_memory import (
     TableMemoryError,
     available_bytes,
@@ -22,11 +24,14 @@ HUGE = small_config(num_slots=1 << 40, feature_dim=64)  # hundreds of TiB: alloc
 
 @pytest.mark.parametrize("kind", ["hashed", "admitted"])
 def test_the_need_is_what_a_model_takes(kind: str) -> None:
-    config = small_config(num_slots=4096, table=TableConfig(kind=kind))
+    config = small_config(num_slots=4096, table=TableConfig(kind=kind), error_layers=2)
     model = build_model(config)
-    buffers = [*model.table.buffers(), *model.stats.buffers()]
+    assert isinstance(model, Ranker)
+    tables = [model.table, *(of for of in model.error_tables if isinstance(of, ErrorTable))]
+    assert len(tables) == 3
+    buffers = [*model.stats.buffers(), *(one for of in tables for one in of.buffers())]
     taken = sum(buffer.numel() * buffer.element_size() for buffer in buffers)
-    taken += model.table._position_of_row.nbytes
+    taken += sum(of._position_of_row.nbytes for of in tables)
     copy_too = needed_bytes([config]) / 2
     assert copy_too == pytest.approx(taken, rel=1e-2)
 
