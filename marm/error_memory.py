@@ -20,7 +20,7 @@ correction counts is learned beside it (`ErrorLayer.share`): where errors tell n
 A stored vector of width D holds the state, what the layer's vectors need to be found again, the sum
 of errors in the scale of the state, the count c in two parts, each exact in half precision, and the
 logit predicted for the event. The state is stored rather than the sum, as it stays small. An event
-of which nothing was observed yet adds nothing, nor does a row while it is raw: nobody predicted it.
+of which nothing was observed yet adds to the count only, a row that is still raw nothing.
 With other feedback known, an unobserved label counts as negative, because a row says no more.
 
 Shape legend: B queries, U users, N slab length, J newest rows, P width of the state, D row width,

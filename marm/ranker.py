@@ -86,7 +86,7 @@ class Ranker(SupervisedModel):
         return self._with_errors(super().look_up(inputs))
 
     def learning_rows(self, embedded: Embedded) -> list[LearningRows]:
-        """See `StageModel.learning_rows`: the item vectors that errors are told of."""
+        """See `StageModel.learning_rows`: the vectors that errors are told of."""
         found = zip(self._tables(), embedded.errors, strict=True)
         return [LearningRows(table, of.sparse) for table, of in found]
 

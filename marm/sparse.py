@@ -59,6 +59,10 @@ class SparseTable(nn.Module, ABC):
         self._position_of_row = np.zeros(len(weight), np.int64)
         self._scratch_in_use = threading.Lock()  # a server scores in several threads at once
 
+    def initialise(self) -> None:
+        """Draw the values that rows begin with, where the constructor did not: called by the model
+        that gets the table, when it would have built its own."""
+
     @abstractmethod
     def slots(self, feature: str, ids: ArrayLike) -> NDArray[np.int64]:
         """Addresses of ``ids`` of one feature, in the shape of ``ids``."""

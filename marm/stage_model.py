@@ -59,6 +59,7 @@ class StageModel(nn.Module, ABC):
         super().__init__()
         self.config, self.tasks, self.net = config, tasks, net
         self.table = build_table(config) if table is None else table
+        self.table.initialise()
         self.stats = ItemStats(config.num_slots, len(tasks))
         self.inputs = InputBuilder(config, self.table)
         self._task_columns = [TASKS.index(task) for task in tasks]

@@ -115,11 +115,17 @@ def build_retrieval(
         model=model,
         memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
-        depth=config.depth,
+        depth=_read_depth(config),
         index=build_item_index(index, items, vectors_MV, num_threads),
         popular=PopularItems.ranked(items, popularity),
         turns=turns or Turns(),
     )
+
+
+def _read_depth(config: ModelConfig) -> int:
+    """Stored layers that a model reads which leaves those of errors alone: none, if there are no
+    others."""
+    return config.depth if config.depth > config.error_layers else 0
 
 
 def build_cascading(
@@ -138,7 +144,7 @@ def build_cascading(
         model=model,
         memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
-        depth=config.depth,
+        depth=_read_depth(config),
         turns=turns or Turns(),
     )
 

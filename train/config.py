@@ -193,16 +193,9 @@ class TrainConfig:
         return replace(config, models=models) if models else config
 
 
-def with_errors(ranking: ModelConfig, layers: int | None = None) -> ModelConfig:
+def with_errors(ranking: ModelConfig, layers: int) -> ModelConfig:
     """``ranking`` with accumulated prediction errors in its first ``layers`` stored layers
-    (`marm.error_memory`), in a memory of another name, as its rows mean something else.
-
-    By default in all of them where its rows can hold them, else in none.
-    """
-    if layers is None:
-        needs = ranking.positive_task in ranking.tasks and ranking.attention_dim >= 8
-        needs = needs and ranking.positive_task in ranking.feedback_signals
-        layers = ranking.depth if needs and ranking.namespace.dtype != "int8" else 0
+    (`marm.error_memory`), in a memory of another name, as its rows mean something else."""
     if not layers:
         return ranking
     namespace = replace(ranking.namespace, family=f"{ranking.namespace.family}_errors{layers}")

@@ -45,9 +45,7 @@ class ShardedTables(TablePlacement):
         """See `TablePlacement.build`."""
         learning_rate = self._config.sparse_learning_rate
         table = _TABLES[model.table.kind](model, learning_rate, self._device)
-        built = build_model(model, table).to(self._device)
-        table.initialise()  # after the dense half, as where a model builds its own table
-        return built
+        return build_model(model, table).to(self._device)
 
     def update(self, table: SparseTable, rows: SparseRows) -> None:
         """See `TablePlacement.update`."""

@@ -33,13 +33,13 @@ def train_command(
     home: HomeOption = DEFAULT_HOME,
     depth: Annotated[int, typer.Option(help="L: cached layers above layer 0.")] = 2,
     error_layers: Annotated[
-        int | None,
+        int,
         typer.Option(
             min=0,
-            help="Of the L layers, so many hold accumulated prediction errors; 0: attention only, "
-            "as the paper has it. By default all, where rows can hold them.",
+            help="Of the L layers, so many hold accumulated prediction errors, which only ranking "
+            "reads; 0: attention in all, as the paper has it.",
         ),
-    ] = None,
+    ] = 0,
     history: Annotated[int, typer.Option(help="n: rows visible to ranking.")] = 50,
     dim: Annotated[int, typer.Option(help="d: attention and feature width.")] = 32,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,

@@ -97,14 +97,11 @@ def test_three_stages_share_the_memory_of_the_ranking_model() -> None:
     assert not TrainConfig(models=(CASCADING,), writer="retrieval").writes_memory
 
 
-def test_errors_are_kept_where_rows_can_hold_them() -> None:
-    kept = with_errors(RANKING)
+def test_a_memory_of_errors_has_a_name_of_its_own() -> None:
+    kept = with_errors(RANKING, 2)
     assert kept.error_layers == RANKING.depth == 2
     assert kept.namespace.name != RANKING.namespace.name  # rows of one are nothing to the other
     assert with_errors(RANKING, 1).namespace.name != kept.namespace.name
     assert with_errors(RANKING, 0) == RANKING
-    int8 = replace(RANKING, namespace=replace(RANKING.namespace, dtype="int8"))
-    assert with_errors(int8) == int8
-    assert with_errors(replace(RANKING, tasks=("click",))).error_layers == 0
     with pytest.raises(ValueError, match="as many stored layers"):
         with_errors(RANKING, 3)
