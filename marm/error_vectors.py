@@ -25,6 +25,8 @@ from marm.sparse import HashedTable, SparseRows
 
 Places = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
+NewestRows = tuple[NDArray[np.int64], NDArray[np.int64]]
+
 RESERVED = 4
 """Numbers of a stored vector that every layer needs beside the state: see `marm.error_memory`."""
 
@@ -62,11 +64,14 @@ class ErrorTable(HashedTable):
         self.register_buffer("squared_gradient", self.squared_gradient)
 
     @abstractmethod
-    def look_up(self, inputs: ModelInputs, places: Places, layer: int) -> ErrorVectors:
+    def look_up(
+        self, inputs: ModelInputs, newest: NewestRows, places: Places, layer: int
+    ) -> ErrorVectors:
         """Vectors of targets and of newest rows; only those of targets learn.
 
         Args:
             inputs: what is asked, and the rows.
+            newest: see `newest_rows`.
             places: where the addresses of features are in this table.
             layer: which stored layer it is.
         """
@@ -92,9 +97,11 @@ class ItemErrors(ErrorTable):
         super().__init__(config)
         self._num_features = sum(name in config.features for name in ("item", "author", "tag"))
 
-    def look_up(self, inputs: ModelInputs, places: Places, layer: int) -> ErrorVectors:
+    def look_up(
+        self, inputs: ModelInputs, newest: NewestRows, places: Places, layer: int
+    ) -> ErrorVectors:
         """See `ErrorTable.look_up`."""
-        user, column = _newest_rows(inputs)
+        user, column = newest
         target_BK = places(inputs.target_slots_BK[:, : self._num_features])
         newest_JK = places(inputs.slab.slots_UNK[user, column, : self._num_features])
         return self._look_up(target_BK, newest_JK, np.empty((len(inputs), 0), np.float32))
@@ -106,11 +113,13 @@ class TransitionErrors(ErrorTable):
 
     kept = _PARTS
 
-    def look_up(self, inputs: ModelInputs, places: Places, layer: int) -> ErrorVectors:
+    def look_up(
+        self, inputs: ModelInputs, newest: NewestRows, places: Places, layer: int
+    ) -> ErrorVectors:
         """See `ErrorTable.look_up`."""
         target_B = inputs.transition_slots_B
         assert target_B is not None, "built for a model that keeps transitions"
-        user, column = _newest_rows(inputs)
+        user, column = newest
         memory = inputs.slab.memory_UNLD
         # A request may be answered with fewer layers than the model has.
         kept = self.weight.shape[1] + np.arange(_PARTS)
@@ -128,8 +137,7 @@ def error_tables(config: ModelConfig) -> list[ErrorTable]:
 
 def error_table_bytes(config: ModelConfig) -> int:
     """What `error_tables` take, with their optimiser; every worker has all of them."""
-    widths = state_widths(config) if config.keeps_errors else []
-    return sum(HashedTable.needed_bytes(config.num_slots, width) for width in widths)
+    return sum(HashedTable.needed_bytes(config.num_slots, p) for p in state_widths(config))
 
 
 def state_widths(config: ModelConfig) -> list[int]:
@@ -141,14 +149,15 @@ def _kinds(config: ModelConfig) -> list[type[ErrorTable]]:
     turns: list[type[ErrorTable]] = [ItemErrors]
     if config.keeps_transitions:
         turns.append(TransitionErrors)
-    return [turns[layer % len(turns)] for layer in range(config.error_layers)]
+    layers = config.error_layers if config.keeps_errors else 0
+    return [turns[layer % len(turns)] for layer in range(layers)]
 
 
 def _state_width(config: ModelConfig, kind: type[ErrorTable]) -> int:
     return config.attention_dim - RESERVED - kind.kept
 
 
-def _newest_rows(inputs: ModelInputs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def newest_rows(inputs: ModelInputs) -> NewestRows:
     """User and column of the slab for each newest row, in the order of `ErrorVectors.newest_JP`."""
     newest_BN = inputs.slab.newest_BN
     assert newest_BN is not None, "built for a model that keeps errors"

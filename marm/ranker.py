@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from marm.config import ModelConfig
 from marm.error_memory import ErrorMemory
-from marm.error_vectors import ErrorTable, error_tables, state_widths
+from marm.error_vectors import ErrorTable, error_tables, newest_rows, state_widths
 from marm.heads import MixtureOfExpertsHeads
 from marm.inputs import ModelInputs
 from marm.items import ItemFeatures
@@ -35,8 +35,7 @@ class RankerNet(nn.Module):
             input_dim, len(config.tasks), config.num_experts, config.expert_dim
         )
         self.prior_scale = nn.Parameter(torch.ones(len(config.tasks)))
-        widths = state_widths(config) if config.keeps_errors else []
-        self.errors = ErrorMemory(config, widths) if widths else None
+        self.errors = ErrorMemory(config, state_widths(config)) if config.keeps_errors else None
 
     def forward(
         self, embedded: Embedded, prior_BT: Tensor, block_memory_BLD: Tensor | None = None
@@ -74,8 +73,7 @@ class Ranker(SupervisedModel):
 
     def __init__(self, config: ModelConfig, table: SparseTable | None = None) -> None:
         super().__init__(config, config.tasks, RankerNet(config), table)
-        tables = error_tables(config) if config.keeps_errors else []
-        self.error_tables = nn.ModuleList(tables)
+        self.error_tables = nn.ModuleList(error_tables(config))
 
     def embed(self, inputs: ModelInputs) -> Embedded:
         """See `StageModel.embed`."""
@@ -93,8 +91,9 @@ class Ranker(SupervisedModel):
     def _with_errors(self, embedded: Embedded) -> Embedded:
         if not self.config.keeps_errors:
             return embedded
+        newest = newest_rows(embedded.inputs)
         found = (
-            table.look_up(embedded.inputs, self._places, layer)
+            table.look_up(embedded.inputs, newest, self._places, layer)
             for layer, table in enumerate(self._tables())
         )
         return replace(embedded, errors=tuple(found))

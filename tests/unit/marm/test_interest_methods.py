@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -39,13 +38,7 @@ SELF_ATTENTION = {"hstu", "decoder"}
 every_method = pytest.mark.parametrize("names", CASES, ids="+".join)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by waiting for threads."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ranker_of(names: tuple[str, ...], stage: str = "ranking", **settings: object) -> Ranker:
