@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from typing import Any
 
 from marm.events import BINARY_TASKS, TASKS
@@ -118,6 +119,9 @@ class ModelConfig:
             accumulated prediction errors (`marm.error_memory`); with 0 all hold outputs of
             attention, as the paper has it. Rows of one kind mean nothing to the other: raise the
             namespace's epoch when you change it.
+        pairwise_weight: what the order of a user's events counts in the loss beside the labels
+            themselves (`marm.pairwise`), in ranking and cascading. More of it ranks better within a
+            user (GAUC) and predicts probabilities worse (log loss); 0 learns probabilities alone.
         interests: methods that model interest; the heads read the outputs of all side by side (the
             ensemble of Table 2).
     """
@@ -141,6 +145,7 @@ class ModelConfig:
     num_user_vectors: int = 1
     positive_task: str = "long_view"
     error_layers: int = 0
+    pairwise_weight: float = 1.0
     interests: tuple[InterestConfig, ...] = field(default_factory=lambda: (InterestConfig(),))
 
     def __post_init__(self) -> None:
@@ -159,6 +164,10 @@ class ModelConfig:
             "num_user_vectors",
         ):
             _at_least(name, getattr(self, name), 1)
+        if not (isinstance(self.pairwise_weight, int | float) and 0 <= self.pairwise_weight < inf):
+            raise ValueError(
+                f"pairwise_weight must be a number of at least 0, got {self.pairwise_weight!r}"
+            )
         _subset("tasks", self.tasks, TASKS)
         _subset("feedback_signals", self.feedback_signals, BINARY_TASKS)
         _subset("features", self.features, FEATURES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from marm.items import ItemFeatures
 from marm.memory import UserRows
 from marm.network import Embedded, Prediction
+from marm.pairwise import pairs_within_users
 from marm.scoring_plan import ScoringPlan
 from marm.search import layer_overlap
 from marm.stage_model import Net, StageModel, StepOutput, check_single_user
@@ -29,12 +32,27 @@ class SupervisedModel(StageModel):
         prior = self.item_prior(self.item_slots(embedded.inputs))
         predicted = Prediction(*net(embedded, prior, block_memory_BLD))
         targets = self.targets(labels_B)
-        loss = self.supervised_loss(predicted.logits_BT, targets)
-        loss = loss + _auxiliary_loss(predicted.auxiliary_BA, self._lead(targets))
-        for corrected_BT in predicted.corrected_BET.unbind(dim=1):
-            loss = loss + self.supervised_loss(corrected_BT, targets)
+        predictions = (predicted.logits_BT, *predicted.corrected_BET.unbind(dim=1))
+        loss = _auxiliary_loss(predicted.auxiliary_BA, self._lead(targets))
+        for logits_BT in predictions:
+            loss = loss + self.supervised_loss(logits_BT, targets)
+        if self.config.pairwise_weight:
+            order = self._order_loss(predictions, labels_B, embedded)
+            loss = loss + self.config.pairwise_weight * order
         scores = self.probabilities(predicted.best.detach())
         return StepOutput(loss, scores, predicted.rows_BLD.detach())
+
+    def _order_loss(
+        self, predictions_BT: Sequence[Tensor], labels_B: NDArray[np.float32], embedded: Embedded
+    ) -> Tensor:
+        """Summed loss of each prediction of each binary task in the order of a user's events."""
+        user_row_B = embedded.inputs.slab.user_row_B
+        loss = predictions_BT[0].new_zeros(())
+        for at in np.flatnonzero(~self._is_regression):
+            pairs = pairs_within_users(user_row_B, labels_B[:, self._task_columns[at]])
+            for logits_BT in predictions_BT:
+                loss = loss + pairs.loss(logits_BT[:, at])
+        return loss
 
     def _lead(self, targets_BT: Tensor) -> Tensor:
         """Targets ``[B, 1]`` of the task that auxiliary predictions are of."""
