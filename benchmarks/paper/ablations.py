@@ -61,17 +61,21 @@ def sparse_rate(factor: float) -> Callable[[TrainConfig], TrainConfig]:
 
 
 def depth(layers: int) -> Callable[[TrainConfig], TrainConfig]:
-    """Another L, of model and memory."""
-    return lambda config: model(depth=layers, namespace=replace(config.namespace, depth=layers))(
-        config
-    )
+    """Another L, of model and memory; all of it keeps errors where some of it does."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        errors = layers if config.models[0].error_layers else 0
+        namespace = replace(config.namespace, depth=layers)
+        return model(depth=layers, error_layers=errors, namespace=namespace)(config)
+
+    return change
 
 
 def without_memory(config: TrainConfig) -> TrainConfig:
     """As many layers over raw rows: stacked target attention, nothing cached."""
     layers = config.models[0].depth
     interests = (InterestConfig(method="stca", layers=layers),)
-    changed = {"depth": 0, "namespace": replace(config.namespace, depth=0)}
+    changed = {"depth": 0, "error_layers": 0, "namespace": replace(config.namespace, depth=0)}
     return model(interests=interests, **changed)(config)
 
 
@@ -90,8 +94,11 @@ VARIATIONS = (
     Variation("depth_1", "L=1", depth(1)),
     Variation("depth_4", "L=4", depth(4)),
     Variation("raw_keys", "the same layers over raw rows, no memory (STCA)", without_memory),
+    Variation("no_errors", "outputs of attention in all layers", model(error_layers=0)),
     Variation("errors", "prediction errors in the first stored layer", model(error_layers=1)),
     Variation("two_errors", "and in the second, by transitions", model(error_layers=2)),
+    Variation("labels_alone", "no loss of a user's order", model(pairwise_weight=0.0)),
+    Variation("order_thrice", "three times that loss", model(pairwise_weight=3.0)),
     Variation("no_recency", "attention does not know how old rows are", model(recency=())),
     Variation("distance_only", "recency by distance in events only", model(recency=("distance",))),
     Variation("distance_and_gap", "recency by events and time", model(recency=("distance", "gap"))),
@@ -120,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = choose(options.variations)
     with Experiment("ablations", options) as experiment:
         base = experiment.config(parse_method(options.method))
-        changed = {one.name: one.apply(base) for one in chosen}
+        changed, refused = vary(base, chosen)
         # The data may leave nothing to vary: a log without gaps has its distances only already.
         same = [name for name, config in changed.items() if config == base]
         configs = {DEFAULT: base} | {n: config for n, config in changed.items() if n not in same}
@@ -133,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "method": options.method,
                 "variations": rows_to_dict(rows),
                 "same_as_default": same,
+                "refused": refused,
             }
         )
         page = heading("Ablations", document) + methods_table(rows, [DEFAULT])
@@ -140,6 +148,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         if plot is not None:
             plot_methods(rows, experiment.floor["gauc"], experiment.dataset.name, plot)
         experiment.finish(document, page)
+
+
+def vary(
+    base: TrainConfig, chosen: Sequence[Variation]
+) -> tuple[dict[str, TrainConfig], dict[str, str]]:
+    """The configurations of variations by name, and why there is none for the others: not every
+    method allows every change."""
+    changed, refused = {}, {}
+    for one in chosen:
+        try:
+            changed[one.name] = one.apply(base)
+        except ValueError as error:
+            refused[one.name] = str(error)
+            print(f"{one.name}: left out, as {error}", flush=True)
+    return changed, refused
 
 
 def choose(names: str) -> list[Variation]:

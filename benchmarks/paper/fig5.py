@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.options import Experiment, common_options
-from benchmarks.paper.plan import parse_method
+from benchmarks.paper.plan import WITH_ERRORS, parse_method
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.power_law import Fit, PowerLaw, SaturatingPowerLaw, fit_law
 from benchmarks.paper.report import difference_to_dict, heading, markdown_table, short
 from benchmarks.paper.statistics import Spread, paired_difference, quality
 from benchmarks.paper.trial import TrialResult
+from marm.config import MEMORY_METHODS
 from train.config import TrainConfig
+
+CACHED = (*MEMORY_METHODS, WITH_ERRORS)
+"""Methods that have a cache to scale."""
 
 
 @dataclass(frozen=True, order=True)
@@ -46,21 +50,26 @@ class Size:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid and report."""
     parser = common_options("fig5", __doc__)
+    parser.add_argument("--method", choices=CACHED, default="marm", help="of all points")
     parser.add_argument("--dims", type=integers, default=(16, 32, 64, 128), help="d of (a)")
     parser.add_argument("--lengths", type=integers, default=(25, 50, 100, 200), help="n")
     parser.add_argument("--depths", type=integers, default=(0, 1, 2, 4), help="L of (b)")
     options = parser.parse_args(argv)
-    with Experiment("fig5", options) as experiment:
+    # A file for each, where several are left in one directory.
+    program = "fig5" if options.method == "marm" else f"fig5_{options.method}"
+    with Experiment(program, options) as experiment:
         width = experiment.common.dim
         wide = [Size(0, n, d) for d in options.dims for n in options.lengths]
         deep = [Size(depth, n, width) for depth in options.depths for n in options.lengths]
         sizes = sorted({*wide, *deep})
-        results = experiment.run_seeds({size.name: config_of(experiment, size) for size in sizes})
+        configs = {size.name: config_of(experiment, options.method, size) for size in sizes}
+        results = experiment.run_seeds(configs)
         gauc = {size: _gauc(experiment, results[size.name]) for size in sizes}
         fits = fit_cache_sizes({size: gauc[size] for size in deep})
         gains = _gains_of_depth(experiment, deep, results)
         document = experiment.document(
             {
+                "method": options.method,
                 "points": [_point(size, gauc[size]) for size in sizes],
                 "power_law": {name: fit and fit.to_dict() for name, fit in fits.items()},
                 "gauc_over_l0": gains,
@@ -78,10 +87,10 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def config_of(experiment: Experiment, size: Size) -> TrainConfig:
-    """MARM of that size, all else as the experiment has it."""
+def config_of(experiment: Experiment, method: str, size: Size) -> TrainConfig:
+    """A method with a memory, of that size, all else as the experiment has it."""
     common = replace(experiment.common, history_length=size.history_length, dim=size.dim)
-    return common.train_config(experiment.dataset, parse_method(f"marm_l{size.depth}"), 0)
+    return common.train_config(experiment.dataset, parse_method(f"{method}_l{size.depth}"), 0)
 
 
 def fit_cache_sizes(gauc: dict[Size, Spread]) -> dict[str, Fit | None]:

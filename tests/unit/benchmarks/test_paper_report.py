@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.paper import ablations, fig5, fig6, rq4_cost, table1, table2
 from benchmarks.paper.ablations import VARIATIONS, choose
-from benchmarks.paper.datasets import Dataset
+from benchmarks.paper.datasets import Dataset, load_dataset
 from benchmarks.paper.fig5 import Size, fit_cache_sizes
 from benchmarks.paper.plan import CommonSettings, parse_method, parse_methods
 from benchmarks.paper.power_law import PowerLaw, SaturatingPowerLaw, fit_law
@@ -126,8 +126,10 @@ def test_every_variation_is_a_valid_configuration() -> None:
     dataset = make_dataset(("item", "tag"))
     base = CommonSettings().train_config(dataset, parse_method("marm_l2"), 0)
     changed = {one.name: one.apply(base) for one in VARIATIONS}
-    assert changed["distance_only"] == base  # as the data has it: nothing to vary
-    assert len({json.dumps(config.to_dict()) for config in changed.values()}) == len(VARIATIONS)
+    same = {name for name, config in changed.items() if config == base}
+    assert same == {"distance_only", "no_errors"}  # as data and method have it: nothing to vary
+    others = [config for name, config in changed.items() if name not in same]
+    assert len({json.dumps(config.to_dict()) for config in others}) == len(others)
     assert [one.name for one in choose("depth_4, no_tag")] == ["depth_4", "no_tag"]
     with pytest.raises(ValueError, match="no variation is called depth_9"):
         choose("depth_9")
@@ -190,6 +192,7 @@ def test_chance_overlap() -> None:
         (table1, ["--methods", "sum_pooling,marm_l1,marm_l0"], "methods"),
         (table2, ["--methods", "sum_pooling,din,marm_l1"], "steps"),
         (fig5, ["--dims", "4,8", "--lengths", "6,12", "--depths", "0,1"], "power_law"),
+        (fig5, ["--method", "marm_e", "--dims", "8", "--lengths", "6,12", "--dim", "8"], "points"),
         (fig6, ["--depth", "1", "--top-k", "4", "--users", "3", "--candidates", "5"], "overlap"),
         (fig6, ["--method", "marm_sim", "--depth", "1", "--top-k", "4", "--users", "2"], "overlap"),
         (ablations, ["--variations", "depth_0,rows_int8", "--method", "marm_l1"], "variations"),
@@ -209,3 +212,19 @@ def test_programs_run(
     assert json.loads(by_suffix[".json"].read_text()) == last_line
     assert by_suffix[".png"].stat().st_size > 5_000
     assert by_suffix[".md"].read_text().startswith("# ")
+
+
+def test_what_a_method_does_not_allow_is_left_out_and_said(capsys: pytest.CaptureFixture) -> None:
+    options = ["--method", "marm_e_l2", "--variations", "depth_1,rows_int8", "--dim", "8"]
+    ablations.main([*SMALL, "--seeds", "1", *options])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(found["variations"]) == {"default", "depth_1"}
+    assert list(found["refused"]) == ["rows_int8"]
+    assert "error_layers needs rows of float16" in found["refused"]["rows_int8"]
+
+
+def test_as_many_layers_of_errors_as_layers() -> None:
+    base = CommonSettings().train_config(load_dataset(WORLD), parse_method("marm_e_l2"), 0)
+    (fewer,) = choose("depth_1")
+    model = fewer.apply(base).models[0]
+    assert (model.depth, model.error_layers, model.namespace.depth) == (1, 1, 1)
