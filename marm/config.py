@@ -116,8 +116,9 @@ class ModelConfig:
             queries through all layers.
         positive_task: the label that makes an event a positive for retrieval and cascading.
         error_layers: so many of the ``depth`` stored layers, the first ones, hold the user's
-            accumulated prediction errors (`marm.error_memory`); with 0 all hold outputs of
-            attention, as the paper has it. Rows of one kind mean nothing to the other: raise the
+            accumulated prediction errors (`marm.error_memory`), which models of other stages read
+            by a learned map (`marm.error_reading`); with 0 all hold outputs of attention, as the
+            paper has it. Rows of one kind mean nothing to the other: raise the
             namespace's epoch when you change it.
         pairwise_weight: what the order of a user's events counts in the loss beside the labels
             themselves (`marm.pairwise`), in ranking and cascading. More of it ranks better within a
@@ -221,30 +222,42 @@ class ModelConfig:
 
     @property
     def keeps_errors(self) -> bool:
-        """Whether this model accumulates its errors; models of other stages leave them alone."""
+        """Whether this model accumulates its errors (`marm.error_memory`)."""
         return self.stage == "ranking" and self.error_layers > 0
+
+    @property
+    def reads_errors(self) -> bool:
+        """Whether this model reads the errors that ranking accumulated (`marm.error_reading`)."""
+        return self.stage != "ranking" and self.error_layers > 0
 
     def _check_errors(self) -> None:
         _at_least("error_layers", self.error_layers, 0)
-        if not self.error_layers:
-            return
-        if self.depth < self.error_layers or self.attention_dim < 8:
-            raise ValueError(
-                f"error_layers={self.error_layers} needs as many stored layers, of at least 8 "
-                f"numbers each, got depth {self.depth} and attention_dim {self.attention_dim}; "
+        reason = self.why_no_errors(self.error_layers)
+        if reason:
+            raise ValueError(reason)
+
+    def why_no_errors(self, layers: int) -> str:
+        """Why ``layers`` of the stored layers cannot hold errors; empty where they can."""
+        if not layers:
+            return ""
+        if self.depth < layers or self.namespace.dim < 8:
+            return (
+                f"error_layers={layers} needs as many stored layers, of at least 8 "
+                f"numbers each, got depth {self.depth} and rows of {self.namespace.dim}; "
                 "raise them or lower it"
             )
         if self.positive_task not in self.tasks or self.positive_task not in self.feedback_signals:
-            raise ValueError(
+            return (
                 "error_layers needs positive_task among tasks and feedback_signals, as errors "
                 f"are those of its predictions; got {self.positive_task!r}, tasks {self.tasks} and "
                 f"feedback_signals {self.feedback_signals}"
             )
         if self.namespace.dtype == "int8":
-            raise ValueError(
+            return (
                 "error_layers needs rows of float16 or float32: sums that grow by little are "
                 "lost in int8; choose another dtype or set it to 0"
             )
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back."""

@@ -23,6 +23,8 @@ logit predicted for the event. The state is stored rather than the sum, as it st
 of which nothing was observed yet adds to the count only, a row that is still raw nothing.
 With other feedback known, an unobserved label counts as negative, because a row says no more.
 
+Models of other stages read states without these vectors: `marm.error_reading`.
+
 Shape legend: B queries, U users, N slab length, J newest rows, P width of the state, D row width,
 T tasks, X numbers kept for the vectors, E corrected predictions, two of each layer.
 """
@@ -36,8 +38,9 @@ import torch
 from torch import Tensor, nn
 
 from marm.config import ModelConfig
+from marm.error_reading import NewestStored, whole_past
 from marm.error_vectors import RESERVED, ErrorVectors
-from marm.interest.interface import History, RowLabels, WholePast
+from marm.interest.interface import History, RowLabels
 
 COUNT_PRIOR = 10.0
 """Events that the normalisation adds to the count: a single error is weak evidence."""
@@ -135,7 +138,7 @@ class ErrorLayer(nn.Module):
         self, logit_B1: Tensor, vectors: ErrorVectors, history: History, layer: int
     ) -> ErrorState:
         """The state before each query; ``logit_B1`` are the logits of the block's events."""
-        labels, whole = _parts(history)
+        labels, whole = _labels(history), whole_past(history)
         state = self._stored(vectors, history, layer)
         if labels.block_P is None or whole.block_BP is None:
             return state
@@ -152,32 +155,26 @@ class ErrorLayer(nn.Module):
 
         Simultaneous rows have the same state and did not see each other: each adds its own error.
         """
-        slab, (labels, whole) = history.slab, _parts(history)
-        newest = whole.newest_BN
-        nothing = vectors.target_BP.new_zeros(len(newest), self.width)
-        empty = ErrorState(nothing, nothing[:, :1], nothing[:, :1])
-        if history.memory_UNLD.shape[2] <= layer or not newest.shape[1]:
-            return empty
-        query, column = torch.nonzero(newest, as_tuple=True)
-        user = query.new_zeros(len(query)) if slab.user_row is None else slab.user_row[query]
-        stored, logit_J1 = _unpack(history.memory_UNLD[user, column, layer], self.width)
-        error_J1 = labels.slab_UN[user, column][:, None] - torch.sigmoid(logit_J1)
-        centred = stored.centred(error_J1) * vectors.newest_JP
-        share = 1.0 / newest.sum(dim=1, keepdim=True).to(logit_J1.dtype).clamp(min=1.0)[query]
+        newest = NewestStored.of(history, layer)
+        if newest is None:
+            none = vectors.target_BP.new_zeros(len(whole_past(history).newest_BN), self.width)
+            return ErrorState(none, none[:, :1], none[:, :1])
+        stored, logit_J1 = _unpack(newest.vectors_JD, self.width)
+        label_J1 = _labels(history).slab_UN[newest.user_J, newest.column_J][:, None]
+        error_J1 = label_J1 - torch.sigmoid(logit_J1)
+        centred, share = stored.centred(error_J1) * vectors.newest_JP, newest.share_J1
         return ErrorState(
-            empty.sum_BP.index_add(0, query, share * stored.sum_BP + centred),
-            empty.total_B1.index_add(
-                0, query, share * stored.total_B1 + torch.nan_to_num(error_J1)
-            ),
-            empty.count_B1.index_add(0, query, share * stored.count_B1 + 1.0),
+            newest.sum(share * stored.sum_BP + centred),
+            newest.sum(share * stored.total_B1 + torch.nan_to_num(error_J1)),
+            newest.sum(share * stored.count_B1 + 1.0),
         )
 
 
-def _parts(history: History) -> tuple[RowLabels, WholePast]:
-    """What of a history errors are made of; `ModelConfig` sees to it that it is there."""
-    if history.labels is None or history.whole is None:
-        raise ValueError("errors need the labels and the whole past of a history")
-    return history.labels, history.whole
+def _labels(history: History) -> RowLabels:
+    """What errors are told by; `ModelConfig` sees to it that it is there."""
+    if history.labels is None:
+        raise ValueError("errors need the labels of a history")
+    return history.labels
 
 
 def _pack(before: ErrorState, kept_BX: Tensor, logit_B1: Tensor) -> Tensor:

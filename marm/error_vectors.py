@@ -131,30 +131,33 @@ class TransitionErrors(ErrorTable):
 
 
 def error_tables(config: ModelConfig) -> list[ErrorTable]:
-    """A table for each of the model's layers of errors."""
+    """A table for each layer of errors, of the model that keeps them."""
     return [kind(config) for kind in _kinds(config)]
 
 
 def error_table_bytes(config: ModelConfig) -> int:
-    """What `error_tables` take, with their optimiser; every worker has all of them."""
+    """What `error_tables` take, with their optimiser, on every worker; nothing for models that only
+    read errors."""
+    if not config.keeps_errors:
+        return 0
     return sum(HashedTable.needed_bytes(config.num_slots, p) for p in state_widths(config))
 
 
 def state_widths(config: ModelConfig) -> list[int]:
-    """P of each layer of errors: as many numbers as a stored vector has room for."""
+    """P of each layer of errors: as many numbers as a stored vector has room for. The same for the
+    model that keeps them and those that read them."""
     return [_state_width(config, kind) for kind in _kinds(config)]
 
 
 def _kinds(config: ModelConfig) -> list[type[ErrorTable]]:
     turns: list[type[ErrorTable]] = [ItemErrors]
-    if config.keeps_transitions:
+    if "tag" in config.features:
         turns.append(TransitionErrors)
-    layers = config.error_layers if config.keeps_errors else 0
-    return [turns[layer % len(turns)] for layer in range(layers)]
+    return [turns[layer % len(turns)] for layer in range(config.error_layers)]
 
 
 def _state_width(config: ModelConfig, kind: type[ErrorTable]) -> int:
-    return config.attention_dim - RESERVED - kind.kept
+    return config.namespace.dim - RESERVED - kind.kept
 
 
 def newest_rows(inputs: ModelInputs) -> NewestRows:

@@ -30,6 +30,7 @@ from marm.sequence import (
     View,
     enters_sequence,
     newest_memorised,
+    newest_of,
     past_block,
     view_block,
     view_slab,
@@ -57,7 +58,7 @@ class SlabInputs:
     feedback: Feedback
     memory_UNLD: NDArray[np.float32]
     memorised_BN: NDArray[np.bool_]
-    newest_BN: NDArray[np.bool_] | None  # `newest_memorised`, for a model that keeps errors
+    newest_BN: NDArray[np.bool_] | None  # `newest_memorised`, where there are errors
     view: View
     user_row_B: NDArray[np.int64]
 
@@ -69,7 +70,8 @@ class BlockInputs:
     slots_BK: NDArray[np.int64]
     feedback: Feedback
     view: View
-    past_BB: NDArray[np.bool_] | None  # `past_block`, for a model that keeps errors
+    past_BB: NDArray[np.bool_] | None  # `past_block`, where there are errors
+    newest_BB: NDArray[np.bool_] | None  # the newest of that past
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,12 @@ class InputBuilder:
         slab = Slab.of(rows, config.history_length)
         slab_inputs = self._slab_inputs(slab, queries, predecessors)
         own = BlockEvents(view, entering, events.event_key)
-        past = past_block(events, user_row, entering) if config.keeps_errors else None
+        past = past_block(events, user_row, entering) if config.error_layers else None
+        newest = None if past is None else newest_of(past, events.timestamp_ms[None, :])
         return self._inputs(
             events,
             slab_inputs,
-            BlockInputs(row_slots, feedback, view, past),
+            BlockInputs(row_slots, feedback, view, past, newest),
             self._sequence(slab, slab_inputs.view, queries, own, predecessors),
             self._transition_slots(events, slab, slab_inputs.view, queries, view),
         )
@@ -240,7 +243,7 @@ class InputBuilder:
             self._feedback(columns["feedback"]),
             memory,
             view.visible & slab.memorised[queries.user_row],
-            newest_memorised(slab, queries) if config.keeps_errors else None,
+            newest_memorised(slab, queries) if config.error_layers else None,
             view,
             queries.user_row,
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from marm.attention import KeySource
 from marm.config import MEMORY_METHODS, ModelConfig
+from marm.error_reading import ErrorReading
 from marm.error_vectors import ErrorVectors
 from marm.events import NUM_WATCH_BUCKETS
 from marm.inputs import Feedback, ModelInputs
@@ -152,6 +153,7 @@ class SequenceNetwork(nn.Module):
         self.methods = nn.ModuleList(
             build_interest(config, interest) for interest in config.interests
         )
+        self.errors = ErrorReading(config, self.output_dim) if config.reads_errors else None
         self._row_dim = config.attention_dim
         self._label_column = (
             config.feedback_signals.index(config.positive_task) if config.keeps_errors else None
@@ -219,10 +221,13 @@ class SequenceNetwork(nn.Module):
         history = self.history(embedded, block_memory_BLD)
         outputs = [interest(query_BF, history) for interest in self._methods()]
         auxiliary = [one.auxiliary_BA for one in outputs if one.auxiliary_BA is not None]
+        interest_BX = outputs[0].interest_BD
+        if len(outputs) > 1:
+            interest_BX = torch.cat([one.interest_BD for one in outputs], dim=-1)
+        if self.errors is not None:
+            interest_BX = interest_BX + self.errors(history)
         return SequenceOutput(
-            torch.cat([one.interest_BD for one in outputs], dim=-1)
-            if len(outputs) > 1
-            else outputs[0].interest_BD,
+            interest_BX,
             stack_rows([row for one in outputs for row in one.rows], query_BF, self._row_dim),
             torch.cat(auxiliary, dim=-1) if auxiliary else query_BF.new_zeros(len(query_BF), 0),
             history,
@@ -317,11 +322,9 @@ def _whole_past(inputs: ModelInputs, device: torch.device) -> WholePast | None:
     newest_BN, block = inputs.slab.newest_BN, inputs.block
     if newest_BN is None:
         return None
-    past_BB = None if block is None else block.past_BB
-    return WholePast(
-        torch.from_numpy(newest_BN).to(device),
-        None if past_BB is None else torch.from_numpy(past_BB).to(device),
-    )
+    own = (None, None) if block is None else (block.past_BB, block.newest_BB)
+    past_BP, newest_BP = (None if x is None else torch.from_numpy(x).to(device) for x in own)
+    return WholePast(torch.from_numpy(newest_BN).to(device), past_BP, newest_BP)
 
 
 def _tag_column(features: tuple[str, ...]) -> int | None:

@@ -124,6 +124,13 @@ def past_block(
     return _same_user(user_row, entering) & (stamps[None, :] < stamps[:, None])
 
 
+def newest_of(past_BN: NDArray[np.bool_], stamps_BN: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The newest of what is a query's past; several where they are simultaneous."""
+    never = np.iinfo(np.int64).min
+    newest_B = np.where(past_BN, stamps_BN, never).max(axis=1, initial=never)
+    return past_BN & (stamps_BN == newest_B[:, None])
+
+
 def _same_user(user_row: NDArray[np.int64], entering: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return (user_row[:, None] == user_row[None, :]) & entering[None, :]
 
@@ -133,10 +140,7 @@ def newest_memorised(slab: Slab, queries: Queries) -> NDArray[np.bool_]:
     where they are simultaneous."""
     stamps_BN = slab.rows["timestamp_ms"][queries.user_row]
     past_BN = slab.memorised[queries.user_row] & (stamps_BN < queries.timestamp_ms[:, None])
-    if not past_BN.shape[1]:
-        return past_BN
-    first_B = past_BN.argmax(axis=1)  # columns are newest first
-    return past_BN & (stamps_BN == np.take_along_axis(stamps_BN, first_B[:, None], axis=1))
+    return newest_of(past_BN, stamps_BN)
 
 
 def distance_bucket(distance: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -115,17 +115,11 @@ def build_retrieval(
         model=model,
         memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
-        depth=_read_depth(config),
+        depth=config.depth,
         index=build_item_index(index, items, vectors_MV, num_threads),
         popular=PopularItems.ranked(items, popularity),
         turns=turns or Turns(),
     )
-
-
-def _read_depth(config: ModelConfig) -> int:
-    """Stored layers that a model reads which leaves those of errors alone: none, if there are no
-    others."""
-    return config.depth if config.depth > config.error_layers else 0
 
 
 def build_cascading(
@@ -144,7 +138,8 @@ def build_cascading(
         model=model,
         memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
-        depth=_read_depth(config),
+        depth=config.depth,
+        error_layers=config.error_layers,
         turns=turns or Turns(),
     )
 
@@ -166,6 +161,7 @@ def build_ranking(
         memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
         depth=config.depth,
+        error_layers=config.error_layers,
         tasks=config.tasks,
         turns=turns or Turns(),
     )

@@ -31,19 +31,23 @@ _FORGET = 0.95  # weight of a scoring falls to this with the next: about the las
 class ScoringWork:
     """Floating-point operations of scoring; what differs by rows, candidates and depth.
 
-    Per layer that is used: key and value projection of the rows, logits and mixing. Per layer,
-    used or masked: query, output and feed-forward of the candidates.
+    Per layer of attention that is used: key and value projection of the rows, logits and mixing.
+    Per layer of attention, used or masked: query, output and feed-forward of the candidates. The
+    first ``error_layers`` cached layers are no attention: one row of them is read, which is
+    nothing beside it.
     """
 
     dim: int  # D
     depth: int  # L
+    error_layers: int = 0
 
     def gflop(self, num_rows: int, num_candidates: int, depth: int) -> float:
         """Work of one request at ``depth``; num_rows 0 leaves only what a candidate costs."""
         rows = 8.0 * self.dim**2 * num_rows
         attention = 4.0 * self.dim * num_rows * num_candidates
         candidates = 12.0 * self.dim**2 * num_candidates
-        return ((depth + 1) * (rows + attention) + (self.depth + 1) * candidates) * 1e-9
+        used, all_layers = (max(0, of - self.error_layers) + 1 for of in (depth, self.depth))
+        return (used * (rows + attention) + all_layers * candidates) * 1e-9
 
 
 class CostMeter:

@@ -24,12 +24,18 @@ class RankingStage:
     history_length: int
     depth: int
     tasks: tuple[str, ...]
+    error_layers: int = 0  # of the depth, see `ModelConfig`
     turns: Turns = field(default_factory=Turns, repr=False, compare=False)
     scorer: CandidateScorer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         scorer = CandidateScorer.of(
-            self.model, self.memory, self.history_length, self.depth, self.turns
+            self.model,
+            self.memory,
+            self.history_length,
+            self.depth,
+            self.error_layers,
+            self.turns,
         )
         object.__setattr__(self, "scorer", scorer)
 

@@ -46,10 +46,15 @@ class CandidateScorer:
 
     @staticmethod
     def of(
-        model: ScoringModel, memory: MemoryReader, history_length: int, depth: int, turns: Turns
+        model: ScoringModel,
+        memory: MemoryReader,
+        history_length: int,
+        depth: int,
+        error_layers: int,
+        turns: Turns,
     ) -> CandidateScorer:
         """A scorer that knows nothing of the model's cost yet."""
-        planner = DepthPlanner(ScoringWork(memory.namespace.dim, depth))
+        planner = DepthPlanner(ScoringWork(memory.namespace.dim, depth, error_layers))
         return CandidateScorer(model, memory, history_length, depth, planner, turns)
 
     def score(self, request: StageRequest, knobs: ScoringKnobs) -> Scored:

@@ -52,6 +52,8 @@ def publish_model(
     config = small_config(stage, **changes)
     torch.manual_seed(seed)
     model = build_model(config)
+    if model.net.sequence.errors is not None:
+        torch.nn.init.normal_(model.net.sequence.errors.weight)  # zero at first: nothing to see
     extra = {}
     if stage == "retrieval":
         items = some_items()

@@ -10,6 +10,9 @@ from typing import Any
 from marm.config import STAGES, ModelConfig
 from marm.memory import Namespace
 
+ERROR_LAYERS = 2
+"""Stored layers that hold errors where nothing else is said: one by items, one by transitions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -86,6 +89,7 @@ class TrainConfig:
             )
         if len({model.namespace for model in self.models}) > 1:
             raise ValueError("all models of a run must read the same memory namespace")
+        self._check_errors()
         self._check_writer(stages)
         for name in ("batch_size", "num_workers", "num_threads", "metrics_window"):
             if getattr(self, name) < 1:
@@ -120,6 +124,14 @@ class TrainConfig:
         self._check_tables()
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
+
+    def _check_errors(self) -> None:
+        layers = {model.error_layers for model in self.models if model.depth}
+        if len(layers) > 1:
+            raise ValueError(
+                "all models of a run read the same rows, so error_layers must be the same for all, "
+                f"got {[model.error_layers for model in self.models]}"
+            )
 
     def _check_writer(self, stages: list[str]) -> None:
         if self.writer not in STAGES:
@@ -193,9 +205,16 @@ class TrainConfig:
         return replace(config, models=models) if models else config
 
 
-def with_errors(ranking: ModelConfig, layers: int) -> ModelConfig:
+def with_errors(ranking: ModelConfig, layers: int | None = None) -> ModelConfig:
     """``ranking`` with accumulated prediction errors in its first ``layers`` stored layers
-    (`marm.error_memory`), in a memory of another name, as its rows mean something else."""
+    (`marm.error_memory`), in a memory of another name, as its rows mean something else.
+
+    By default in `ERROR_LAYERS`, or all if there are fewer, where its rows can hold errors; else in
+    none.
+    """
+    if layers is None:
+        layers = min(ERROR_LAYERS, ranking.depth)
+        layers = 0 if ranking.why_no_errors(layers) else layers
     if not layers:
         return ranking
     namespace = replace(ranking.namespace, family=f"{ranking.namespace.family}_errors{layers}")

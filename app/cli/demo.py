@@ -23,7 +23,7 @@ from cache_actors.home import Home
 from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import stop_pool
 from marm.config import ModelConfig
-from train.config import TrainConfig, three_stages
+from train.config import TrainConfig, three_stages, with_errors
 from train.data.world_config import WorldConfig
 from train.floor import item_mean_floor
 from train.run import TrainingResult, evaluation_window
@@ -61,7 +61,7 @@ def demo(
         console.print("[bold]2. train[/]: Algorithm 1 fills the memory; three models are published")
         pool = start_memory(target, settings, settings.pool)
         config = TrainConfig(
-            models=three_stages(ModelConfig()),
+            models=three_stages(with_errors(ModelConfig())),
             batch_size=128,  # a short log: more steps, with a smaller step in the tables
             sparse_learning_rate=0.05,
         )

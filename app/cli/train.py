@@ -24,7 +24,7 @@ from cache_actors.home import Home
 from marm.config import RECENCY, STAGES, ModelConfig
 from marm.events import TASKS
 from marm.memory import Namespace
-from train.config import TrainConfig, three_stages, with_errors
+from train.config import ERROR_LAYERS, TrainConfig, three_stages, with_errors
 from train.progress import Progress
 from train.run import TrainingResult, require_events, run_training
 
@@ -33,13 +33,14 @@ def train_command(
     home: HomeOption = DEFAULT_HOME,
     depth: Annotated[int, typer.Option(help="L: cached layers above layer 0.")] = 2,
     error_layers: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
-            help="Of the L layers, so many hold accumulated prediction errors, which only ranking "
-            "reads; 0: attention in all, as the paper has it.",
+            help="Of the L layers, the first so many hold accumulated prediction errors; 0: "
+            "outputs of attention in all, as the paper has it. By default "
+            f"{ERROR_LAYERS}, where rows can hold them.",
         ),
-    ] = 0,
+    ] = None,
     history: Annotated[int, typer.Option(help="n: rows visible to ranking.")] = 50,
     dim: Annotated[int, typer.Option(help="d: attention and feature width.")] = 32,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,

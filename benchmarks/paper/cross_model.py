@@ -6,7 +6,8 @@ Cascading and retrieval are trained in one pass each way, all else alike:
 
 - ``shared``: beside ranking, which writes the memory; they read its rows.
 - ``own``: alone, with a memory that they write themselves: cascading by its own attention,
-  retrieval by the attention of its user query.
+  retrieval by the attention of its user query. Only ranking knows prediction errors, so these are
+  outputs of attention with ``--method marm_e`` too.
 - ``none``: alone, at depth 0, with raw rows only.
 
 Cascading is measured by GAUC and by its agreement with the ranking model of the same seed
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.options import Experiment, common_options, seeded
-from benchmarks.paper.plan import parse_method
+from benchmarks.paper.plan import WITH_ERRORS, parse_method
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.report import (
     difference_to_dict,
@@ -44,6 +45,9 @@ from train.retrieval_metrics import CUTOFFS
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with every memory, and report."""
     parser = common_options("cross_model", __doc__)
+    parser.add_argument(
+        "--method", choices=("marm", WITH_ERRORS), default="marm", help="of ranking"
+    )
     parser.add_argument("--depth", type=int, default=2, help="L, at least 1")
     parser.add_argument("--cascading-history", type=int, default=20, help="n of cascading")
     parser.add_argument("--retrieval-history", type=int, default=50, help="n of retrieval")
@@ -51,14 +55,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.depth < 1:
         parser.error(f"--depth must be at least 1, as nothing is stored at 0; got {options.depth}")
-    with Experiment("cross_model", options) as experiment:
-        ranking = experiment.config(parse_method(f"marm_l{options.depth}"))
+    # A file for each, where both are left in one directory.
+    program = "cross_model" if options.method == "marm" else f"cross_model_{options.method}"
+    method = parse_method(f"{options.method}_l{options.depth}")
+    with Experiment(program, options) as experiment:
+        ranking = experiment.config(method)
         lengths = (options.cascading_history, options.retrieval_history)
         configs = configurations(ranking, *lengths)
         runs = [_runs_of_seed(experiment, configs, seed) for seed in experiment.seeds]
         cascading, retrieval = measure_cascading(runs), measure_retrieval(runs)
         document = experiment.document(
             {
+                "method": method.name,
                 "depth": options.depth,
                 "history": dict(zip(("cascading", "retrieval"), lengths, strict=True)),
                 "cascading": _to_dict(cascading),
@@ -91,12 +99,13 @@ def configurations(
 
 
 def _with_family(model: ModelConfig) -> ModelConfig:
-    return replace(model, namespace=replace(model.namespace, family=model.stage))
+    namespace = replace(model.namespace, family=model.stage)
+    return replace(model, error_layers=0, namespace=namespace)
 
 
 def _flat(model: ModelConfig) -> ModelConfig:
     namespace = replace(model.namespace, family="raw", depth=0)
-    return replace(model, namespace=namespace, depth=0)
+    return replace(model, namespace=namespace, depth=0, error_layers=0)
 
 
 def _runs_of_seed(

@@ -51,6 +51,7 @@ class WholePast:
 
     newest_BN: Tensor  # bool [B or 1, N]: its newest memorised rows (`newest_memorised`)
     block_BP: Tensor | None  # bool: the batch's events before it (`past_block`)
+    newest_block_BP: Tensor | None  # bool: the newest of those
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class History:
     items: ItemEmbeddings | None = None
     sequence: UserSequence | None = None  # for the methods of `marm.config.SEQUENCE_METHODS`
     labels: RowLabels | None = None  # of ``positive_task``, for a model that keeps errors
-    whole: WholePast | None = None  # likewise
+    whole: WholePast | None = None  # likewise, and for one that reads errors
 
 
 @dataclass(frozen=True)

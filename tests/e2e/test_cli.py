@@ -75,6 +75,7 @@ def test_a_published_data_set_becomes_published_models(tmp_path: Path) -> None:
         assert published is not None
         config = ModelConfig.from_dict(published.config["model"])
         assert (config.stage, config.depth, config.recency) == (stage, 1, ("distance",))
+        assert (config.error_layers, config.namespace.family) == (1, "ranking_errors1")
         model = build_model(config)
         model.load_state_dict(published.tensors)
         if isinstance(model, Retriever):

@@ -77,11 +77,13 @@ def registry(tmp_path: Path) -> ModelRegistry:
 
 
 @pytest.mark.parametrize("stage", sorted(BUILDERS))
-@pytest.mark.parametrize("namespace", [NAMESPACE, DEEP], ids=lambda namespace: namespace.name)
-def test_served_scores_equal_offline_scores(stage, namespace, registry):
+@pytest.mark.parametrize(
+    ("namespace", "error_layers"), [(NAMESPACE, 0), (DEEP, 0), (NAMESPACE, 1), (DEEP, 1), (DEEP, 2)]
+)
+def test_served_scores_equal_offline_scores(stage, namespace, error_layers, registry):
     reader = InProcessReader(namespace)
     fill(reader, np.random.default_rng(1))
-    publish_model(registry, stage, namespace=namespace)
+    publish_model(registry, stage, namespace=namespace, error_layers=error_layers)
     report = AuditReport.of(audited(stage, reader, registry).audit_all(cases(reader)))
     (arm,) = report.arms
     assert report.passed, arm
@@ -108,6 +110,17 @@ def test_a_model_trained_with_a_search_is_served_with_it(stage, registry):
     dense.net.sequence.memory_augmented.attention.search = AllRows()
     report = AuditReport.of(replace(one, model=dense).audit_all(cases(reader)))
     assert not report.passed
+
+
+@pytest.mark.parametrize("stage", ["cascading", "retrieval"])
+def test_other_readings_of_errors_are_noticed(stage, registry):
+    reader = InProcessReader(DEEP)
+    fill(reader, np.random.default_rng(1))
+    publish_model(registry, stage, namespace=DEEP, error_layers=2)
+    one = audited(stage, reader, registry)
+    with torch.no_grad():
+        one.model.net.sequence.errors.weight.zero_()
+    assert not AuditReport.of(one.audit_all(cases(reader))).passed
 
 
 def test_other_weights_are_noticed(registry):

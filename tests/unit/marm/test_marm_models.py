@@ -140,9 +140,10 @@ def test_unknown_labels_teach_nothing(stage: str) -> None:
     assert not any(p.grad.any() for p in model.net.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("error_layers", [0, 2])
 @pytest.mark.parametrize("stage", STAGES)
-def test_scores_are_finite_whatever_is_asked(stage: str) -> None:
-    model = small_model(stage)
+def test_scores_are_finite_whatever_is_asked(stage: str, error_layers: int) -> None:
+    model = small_model(stage, error_layers=error_layers)
     namespace = model.config.namespace
     items = make_items(6)
     wild = ItemFeatures(*(np.array([INT64.min, -1, 0, 1, INT64.max], np.int64) for _ in range(4)))
@@ -178,9 +179,10 @@ def test_no_candidates_no_scores(stage: str) -> None:
             assert scores.shape == (0, len(TASKS))
 
 
+@pytest.mark.parametrize("error_layers", [0, 2])
 @pytest.mark.parametrize("stage", STAGES)
-def test_raw_rows_count_at_layer_0_only(stage: str) -> None:
-    model, items = small_model(stage), make_items(6)
+def test_raw_rows_count_at_layer_0_only(stage: str, error_layers: int) -> None:
+    model, items = small_model(stage, error_layers=error_layers), make_items(6)
     namespace = model.config.namespace
     raw = rows_of_user(namespace, 1, 6, raw=True)
     before = answer(model, raw, items)
@@ -205,9 +207,10 @@ def test_only_the_newest_n_rows_matter(stage: str) -> None:
     assert not np.allclose(answer(model, rows, items), before)
 
 
+@pytest.mark.parametrize("error_layers", [0, 2])
 @pytest.mark.parametrize("stage", STAGES)
-def test_rows_at_or_after_the_request_are_hidden(stage: str) -> None:
-    model, items = small_model(stage), make_items(6)
+def test_rows_at_or_after_the_request_are_hidden(stage: str, error_layers: int) -> None:
+    model, items = small_model(stage, error_layers=error_layers), make_items(6)
     rows = rows_of_user(model.config.namespace, 1, 6)
     now_ms = int(rows.rows["timestamp_ms"][3])
     past = UserRows(rows.user_ids, np.array([0, 3]), rows.rows[:3])

@@ -125,6 +125,18 @@ def test_less_time_means_fewer_layers_then_raw_rows_then_none():
     assert planner.plan(4, 0, 200, left_ms=0.0) == DepthPlan(0, True)  # there are none anyway
 
 
+def test_layers_of_errors_are_no_work_and_go_last():
+    plain, errors = ScoringWork(dim=64, depth=1), ScoringWork(dim=64, depth=3, error_layers=2)
+    for depth, attention in [(0, 0), (1, 0), (2, 0), (3, 1)]:
+        assert errors.gflop(100, 50, depth) == plain.gflop(100, 50, attention)
+    planner = DepthPlanner(errors)
+    for rows in (200, 600, 1000) * 5:
+        planner.meter.observe(errors.gflop(rows, 200, 3), rows / 10)
+    chosen = [planner.plan(3, 1000, 200, left_ms) for left_ms in np.linspace(200, 0, 101)]
+    assert {plan.depth for plan in chosen if plan.with_rows} == {3, 2}
+    assert chosen[-1] == DepthPlan(0, False)
+
+
 def test_work_grows_with_everything_and_masked_layers_cost_no_rows():
     work = ScoringWork(dim=64, depth=2)
     full = work.gflop(100, 50, 2)

@@ -25,6 +25,10 @@ RANKING, CASCADING, RETRIEVAL = three_stages(small_config(), 3, 7)
             {"models": (RANKING, small_config("cascading", namespace=Namespace(dim=4)))},
             "same memory namespace",
         ),
+        (
+            {"models": (RANKING, replace(CASCADING, error_layers=1))},
+            r"error_layers must be the same for all, got \[0, 1\]",
+        ),
         ({"writer": "popularity"}, "writer must be one of .* got 'popularity'"),
         ({"models": (RANKING, CASCADING), "writer": "cascading"}, "that writes must come first"),
         (
@@ -105,3 +109,17 @@ def test_a_memory_of_errors_has_a_name_of_its_own() -> None:
     assert with_errors(RANKING, 0) == RANKING
     with pytest.raises(ValueError, match="as many stored layers"):
         with_errors(RANKING, 3)
+
+
+def test_two_layers_hold_errors_where_rows_can() -> None:
+    assert with_errors(RANKING) == with_errors(RANKING, 2)
+    deep = small_config(namespace=Namespace(depth=4, dim=8, dtype="float32"))
+    assert with_errors(deep) == with_errors(deep, 2)
+    flat = small_config(namespace=Namespace(depth=0, dim=8))
+    int8 = replace(RANKING, namespace=replace(RANKING.namespace, dtype="int8"))
+    for model in (flat, int8, replace(RANKING, tasks=("click",))):
+        assert with_errors(model) == model
+    stages = three_stages(with_errors(RANKING))
+    assert [model.error_layers for model in stages] == [2, 2, 2]
+    without_memory = replace(stages[1], depth=0, error_layers=0)
+    assert TrainConfig(models=(stages[0], without_memory)).models[1].depth == 0
