@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the default and its variations, and report."""
     names = ",".join(one.name for one in VARIATIONS)
     parser = common_options("ablations", __doc__)
-    parser.add_argument("--method", default="marm_l2", help="what is varied")
+    parser.add_argument("--method", default="marm_e_l2", help="what is varied")
     parser.add_argument("--variations", default=names, help="some of them, with commas between")
     options = parser.parse_args(argv)
     chosen = choose(options.variations)

@@ -25,7 +25,7 @@ from benchmarks.paper.report import (
 from benchmarks.paper.statistics import PairedDifference, paired_difference
 from benchmarks.paper.trial import TrialResult
 
-METHODS = "sum_pooling,din,sim_soft,twin,twin_v2,hstu_l2,marm_l1,marm_l2,marm_l4"
+METHODS = "sum_pooling,din,sim_soft,twin,twin_v2,hstu_l2,marm_l1,marm_l2,marm_l4,marm_e_l2"
 
 
 @dataclass(frozen=True)

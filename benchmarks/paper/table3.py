@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = common_options("table3", __doc__)
     traffic = Traffic()
-    parser.add_argument("--method", default="marm_l2", help="what the treatment has: marm_lN")
+    parser.add_argument("--method", default="marm_e_l2", help="what the treatment has")
     parser.add_argument("--cascading-history", type=int, default=20, help="n of cascading")
     parser.add_argument("--retrieval-history", type=int, default=100, help="n of retrieval")
     parser.add_argument("--rounds", type=int, default=traffic.rounds, help="of living on")
