@@ -145,7 +145,7 @@ def error_table_bytes(config: ModelConfig) -> int:
 
 def state_widths(config: ModelConfig) -> list[int]:
     """P of each layer of errors: as many numbers as a stored vector has room for. The same for the
-    model that keeps them and those that read them."""
+    model that keeps them and those that read them, which `TrainConfig` sees to."""
     return [_state_width(config, kind) for kind in _kinds(config)]
 
 

@@ -6,7 +6,7 @@ fewer of those he has left are positives. The loss of pairs (RankNet, Burges et 
 order within the user alone. Added to log loss, which keeps predictions calibrated, it is what large
 recommenders train ranking with (Sheng et al. 2023, joint ranking and calibration).
 
-Shape legend: B events, P pairs.
+Shape legend: B events, P pairs, X predictions.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ class Pairs:
     negative_P: NDArray[np.int64]
     weight_P: NDArray[np.float32]
 
-    def loss(self, logits_B: Tensor) -> Tensor:
-        """Weighted sum of log(1 + exp(negative - positive)), a scalar; 0 without pairs."""
+    def loss(self, logits_BX: Tensor) -> Tensor:
+        """Weighted sum of log(1 + exp(negative - positive)) over pairs and X predictions, a scalar;
+        0 without pairs."""
         positive, negative, weight = (
-            torch.from_numpy(array).to(logits_B.device)
+            torch.from_numpy(array).to(logits_BX.device)
             for array in (self.positive_P, self.negative_P, self.weight_P)
         )
-        behind_P = logits_B[negative] - logits_B[positive]
-        return (nn.functional.softplus(behind_P.float()) * weight).sum()
+        behind_PX = logits_BX[negative] - logits_BX[positive]
+        return weight @ nn.functional.softplus(behind_PX.float()).sum(dim=1)
 
 
 def pairs_within_users(user_B: NDArray[np.int64], label_B: NDArray[np.float32]) -> Pairs:
     """All pairs of a positive and a negative event of one user; NaN labels are in none.
 
     A pair counts as one half of the mean over the positive's pairs and one half of that over the
-    negative's. So an event weighs as much as a label does in log loss, whether its user has two
-    events in the batch or a hundred: the weights of a user's pairs add up to half of the events
-    that are in any.
+    negative's. So a user weighs half as much as his labels do in log loss, whether he has two
+    events in the batch or a hundred: the weights of his pairs add up to half of the events that are
+    in any.
     """
     positive = np.flatnonzero(label_B >= 0.5)
     negative = np.flatnonzero(label_B < 0.5)

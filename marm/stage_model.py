@@ -32,7 +32,7 @@ Net = Callable[..., "tuple[Tensor, ...]"]
 class StepOutput:
     """One training forward pass."""
 
-    loss_sum: Tensor  # scalar, summed over the terms that `StageModel.num_labels` counts
+    loss_sum: Tensor  # scalar, to be divided by what `StageModel.num_labels` counts
     scores_BT: NDArray[np.float32]  # predictions made before learning, one column per task
     rows_BLD: Tensor  # y_1..y_L (Eq. 7, 8), detached
     user_vectors_BKV: Tensor | None = None  # of retrieval, detached

@@ -47,11 +47,11 @@ class SupervisedModel(StageModel):
     ) -> Tensor:
         """Summed loss of each prediction of each binary task in the order of a user's events."""
         user_row_B = embedded.inputs.slab.user_row_B
-        loss = predictions_BT[0].new_zeros(())
+        logits_BXT = torch.stack(tuple(predictions_BT), dim=1)
+        loss = logits_BXT.new_zeros(())
         for at in np.flatnonzero(~self._is_regression):
             pairs = pairs_within_users(user_row_B, labels_B[:, self._task_columns[at]])
-            for logits_BT in predictions_BT:
-                loss = loss + pairs.loss(logits_BT[:, at])
+            loss = loss + pairs.loss(logits_BXT[:, :, at])
         return loss
 
     def _lead(self, targets_BT: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from train.metrics_state import load_metrics, save_metrics
 from train.stream import StreamTrainer
 
 _STATE_FILE = "state.json"
-_FORMAT = 3
+_FORMAT = 4  # 3: before the loss had pairs, and other stages a map of errors
 
 
 class CheckpointError(RuntimeError):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from marm.config import STAGES, ModelConfig
+from marm.error_vectors import state_widths
 from marm.memory import Namespace
 
 ERROR_LAYERS = 2
@@ -126,11 +127,12 @@ class TrainConfig:
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
 
     def _check_errors(self) -> None:
-        layers = {model.error_layers for model in self.models if model.depth}
-        if len(layers) > 1:
+        widths = {model.stage: state_widths(model) for model in self.models if model.depth}
+        if len({tuple(of) for of in widths.values()}) > 1:
             raise ValueError(
-                "all models of a run read the same rows, so error_layers must be the same for all, "
-                f"got {[model.error_layers for model in self.models]}"
+                "all models of a run read the same rows, so layers of errors must be the same for "
+                "all: set the same error_layers, and the feature tag for all or for none; got "
+                f"states of the widths {widths}"
             )
 
     def _check_writer(self, stages: list[str]) -> None:

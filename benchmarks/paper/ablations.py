@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "refused": refused,
             }
         )
-        page = heading("Ablations", document) + methods_table(rows, [DEFAULT])
+        left_out = "".join(f"\nLeft out: {name}, as {why}\n" for name, why in refused.items())
+        page = heading("Ablations", document) + methods_table(rows, [DEFAULT]) + left_out
         plot = experiment.out(".png")
         if plot is not None:
             plot_methods(rows, experiment.floor["gauc"], experiment.dataset.name, plot)

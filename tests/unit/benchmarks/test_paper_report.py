@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.paper import ablations, fig5, fig6, rq4_cost, table1, table2
-from benchmarks.paper.ablations import VARIATIONS, choose
+from benchmarks.paper.ablations import VARIATIONS, choose, vary
 from benchmarks.paper.datasets import Dataset, load_dataset
 from benchmarks.paper.fig5 import Size, fit_cache_sizes
 from benchmarks.paper.plan import CommonSettings, parse_method, parse_methods
@@ -122,12 +122,19 @@ def make_dataset(features: tuple[str, ...]) -> Dataset:
     )
 
 
-def test_every_variation_is_a_valid_configuration() -> None:
+@pytest.mark.parametrize(
+    ("method", "as_it_is", "impossible"),
+    [("marm_l2", "no_errors", []), ("marm_e_l2", "two_errors", ["rows_int8"])],
+)
+def test_every_variation_is_a_valid_configuration(
+    method: str, as_it_is: str, impossible: list[str]
+) -> None:
     dataset = make_dataset(("item", "tag"))
-    base = CommonSettings().train_config(dataset, parse_method("marm_l2"), 0)
-    changed = {one.name: one.apply(base) for one in VARIATIONS}
+    base = CommonSettings().train_config(dataset, parse_method(method), 0)
+    changed, refused = vary(base, VARIATIONS)
+    assert list(refused) == impossible
     same = {name for name, config in changed.items() if config == base}
-    assert same == {"distance_only", "no_errors"}  # as data and method have it: nothing to vary
+    assert same == {"distance_only", as_it_is}  # as data and method have it: nothing to vary
     others = [config for name, config in changed.items() if name not in same]
     assert len({json.dumps(config.to_dict()) for config in others}) == len(others)
     assert [one.name for one in choose("depth_4, no_tag")] == ["depth_4", "no_tag"]

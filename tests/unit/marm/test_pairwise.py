@@ -37,7 +37,7 @@ def test_it_equals_a_loop_over_pairs(num_users: int) -> None:
     users = rng.integers(0, num_users, 60)
     labels = rng.choice([0.0, 1.0, np.nan], 60, p=[0.5, 0.4, 0.1]).astype(np.float32)
     logits = rng.normal(size=60).astype(np.float32)
-    found = pairs_within_users(users, labels).loss(torch.from_numpy(logits))
+    found = pairs_within_users(users, labels).loss(torch.from_numpy(logits)[:, None])
     assert float(found) == pytest.approx(loop_loss(users, labels, logits), rel=1e-5)
 
 
@@ -47,7 +47,7 @@ def test_it_equals_a_loop_over_pairs(num_users: int) -> None:
 def test_events_without_an_opponent_cost_nothing(labels: list[float]) -> None:
     users = np.zeros(len(labels), np.int64)
     pairs = pairs_within_users(users, np.array(labels, np.float32))
-    logits = torch.ones(len(labels), requires_grad=True)
+    logits = torch.ones(len(labels), 1, requires_grad=True)
     pairs.loss(logits).backward()
     assert len(pairs.weight_P) == 0
     assert logits.grad is not None
@@ -96,7 +96,7 @@ def test_a_model_adds_it_for_every_binary_task_and_prediction(settings: dict[str
 def test_every_event_of_one_user_learns_his_order_whatever_the_order_of_the_batch() -> None:
     users, labels = np.array([4, 9, 4, 9, 4]), np.array([0, 1, 1, 0, 1], np.float32)
     shuffle = np.array([3, 0, 4, 2, 1])
-    logits = torch.tensor([0.3, -1.0, 2.0, 0.5, 0.0])
+    logits = torch.tensor([[0.3], [-1.0], [2.0], [0.5], [0.0]])
     straight = pairs_within_users(users, labels).loss(logits)
     mixed = pairs_within_users(users[shuffle], labels[shuffle]).loss(logits[shuffle])
     torch.testing.assert_close(straight, mixed)

@@ -27,7 +27,16 @@ RANKING, CASCADING, RETRIEVAL = three_stages(small_config(), 3, 7)
         ),
         (
             {"models": (RANKING, replace(CASCADING, error_layers=1))},
-            r"error_layers must be the same for all, got \[0, 1\]",
+            "layers of errors must be the same for all: set the same error_layers",
+        ),
+        (
+            {
+                "models": (
+                    replace(RANKING, error_layers=2),
+                    replace(CASCADING, error_layers=2, features=("item",)),
+                )
+            },
+            "the feature tag for all or for none; got states of the widths",
         ),
         ({"writer": "popularity"}, "writer must be one of .* got 'popularity'"),
         ({"models": (RANKING, CASCADING), "writer": "cascading"}, "that writes must come first"),
