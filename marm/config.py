@@ -116,9 +116,9 @@ class ModelConfig:
             queries through all layers.
         positive_task: the label that makes an event a positive for retrieval and cascading.
         error_layers: so many of the ``depth`` stored layers, the first ones, hold the user's
-            accumulated prediction errors (`marm.error_memory`), which models of other stages read
-            by a learned map (`marm.error_reading`); with 0 all hold outputs of attention, as the
-            paper has it. Rows of one kind mean nothing to the other: raise the
+            accumulated prediction errors (`marm.error_memory`), which cascading reads by a learned
+            map (`marm.error_reading`) and retrieval leaves alone; with 0 all hold outputs of
+            attention, as the paper has it. Rows of one kind mean nothing to the other: raise the
             namespace's epoch when you change it.
         pairwise_weight: what the order of a user's events counts in the loss beside the labels
             themselves (`marm.pairwise`), in ranking and cascading. More of it ranks better within a
@@ -228,7 +228,20 @@ class ModelConfig:
     @property
     def reads_errors(self) -> bool:
         """Whether this model reads the errors that ranking accumulated (`marm.error_reading`)."""
-        return self.stage != "ranking" and self.error_layers > 0
+        return self.stage == "cascading" and self.error_layers > 0
+
+    @property
+    def sees_whole_past(self) -> bool:
+        """Whether this model needs the newest of all rows before a query, for errors."""
+        return self.keeps_errors or self.reads_errors
+
+    @property
+    def read_depth(self) -> int:
+        """Stored layers that this model reads, from the first on: none where all that there are
+        hold errors which it leaves alone."""
+        if self.reads_errors or self.depth > self.error_layers or self.keeps_errors:
+            return self.depth
+        return 0
 
     def _check_errors(self) -> None:
         _at_least("error_layers", self.error_layers, 0)

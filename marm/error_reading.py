@@ -1,4 +1,4 @@
-"""Accumulated prediction errors as models of other stages read them: by a learned map.
+"""Accumulated prediction errors as cascading reads them: by a learned map.
 
 Only the ranking model has the vectors that its errors are summed over (`marm.error_memory`), so for
 others a state is a point in foreign coordinates. A linear map of it is added to their interest,

@@ -130,7 +130,7 @@ class InputBuilder:
         slab = Slab.of(rows, config.history_length)
         slab_inputs = self._slab_inputs(slab, queries, predecessors)
         own = BlockEvents(view, entering, events.event_key)
-        past = past_block(events, user_row, entering) if config.error_layers else None
+        past = past_block(events, user_row, entering) if config.sees_whole_past else None
         newest = None if past is None else newest_of(past, events.timestamp_ms[None, :])
         return self._inputs(
             events,
@@ -243,7 +243,7 @@ class InputBuilder:
             self._feedback(columns["feedback"]),
             memory,
             view.visible & slab.memorised[queries.user_row],
-            newest_memorised(slab, queries) if config.error_layers else None,
+            newest_memorised(slab, queries) if config.sees_whole_past else None,
             view,
             queries.user_row,
         )

@@ -115,7 +115,7 @@ def build_retrieval(
         model=model,
         memory=checked_memory(open_memory, config.namespace),
         history_length=config.history_length,
-        depth=config.depth,
+        depth=config.read_depth,
         index=build_item_index(index, items, vectors_MV, num_threads),
         popular=PopularItems.ranked(items, popularity),
         turns=turns or Turns(),

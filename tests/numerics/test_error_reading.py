@@ -1,4 +1,4 @@
-"""States of errors as other stages read them: equal to a loop, in training, reading and serving."""
+"""States of errors as cascading reads them: equal to a loop, in training, reading and serving."""
 
 from __future__ import annotations
 
@@ -19,23 +19,19 @@ from marm.items import ItemFeatures
 from marm.memory import RAW_STEP, InProcessMemory, UserRows
 from marm.model_factory import build_model
 from marm.ranker import Ranker
-from marm.retriever import Retriever
 from marm.scoring_plan import ScoringPlan
 from marm.sequence import raw_rows
 from stages.depth import first_layers
 
-Reader = Cascader | Retriever
-
-READERS = [("cascading", 1), ("retrieval", 1), ("retrieval", 3)]
 N = 4  # rows that a query sees: less than a life has
 
 
-def reader(stage: str, of: Ranker, num_user_vectors: int = 1) -> Reader:
-    """A random model of ``stage`` that reads the memory of ``of``."""
-    config = replace(of.config, stage=stage, num_user_vectors=num_user_vectors)
+def reader(of: Ranker) -> Cascader:
+    """A random cascading model that reads the memory of ``of``."""
+    config = replace(of.config, stage="cascading")
     torch.manual_seed(5)
     model = build_model(config)
-    assert isinstance(model, Reader)
+    assert isinstance(model, Cascader)
     with torch.no_grad():
         for parameter in model.net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -43,7 +39,7 @@ def reader(stage: str, of: Ranker, num_user_vectors: int = 1) -> Reader:
     return model.eval()
 
 
-def reading_of(model: Reader) -> ErrorReading:
+def reading_of(model: Cascader) -> ErrorReading:
     assert model.net.sequence.errors is not None
     return model.net.sequence.errors
 
@@ -55,17 +51,14 @@ def stored_before(events: EventBatch, memory: InProcessMemory) -> UserRows:
     return memory.fetch(users, N, np.array(before, np.int64))
 
 
-def outputs(model: Reader, inputs, block: Tensor | None) -> Tensor:
+def outputs(model: Cascader, inputs, block: Tensor | None) -> Tensor:
     """What the heads say of every query, ``[B, ...]``."""
     embedded = model.embed(inputs)
-    if isinstance(model, Retriever):
-        vectors = model.net.user_vectors(embedded, block)
-        return vectors.view(len(inputs), -1, vectors.shape[1])
     return model.net(embedded, model.item_prior(model.item_slots(inputs)), block).logits_BT
 
 
 def read_along(
-    model: Reader, writer: Ranker, events: EventBatch, batch_size: int, memory: InProcessMemory
+    model: Cascader, writer: Ranker, events: EventBatch, batch_size: int, memory: InProcessMemory
 ) -> Tensor:
     """Outputs of ``model`` trained beside ``writer``, which fills ``memory``."""
     found = []
@@ -90,7 +83,7 @@ def test_what_is_added_is_the_newest_state_mapped(depth: int, error_layers: int)
     events.timestamp_ms[40:44] = events.timestamp_ms[40]  # ... and in the block
     rows = np.random.default_rng(1).standard_normal((60, depth, 16)).astype(np.float32)
     writer = ranker(depth, error_layers)
-    model = reader("cascading", writer)
+    model = reader(writer)
     memory = InProcessMemory(model.config.namespace)
     stored = raw_rows(events.take(slice(0, 30)), memory.namespace.row_dtype)
     stored["memory"], stored["written_step"] = rows[:30], 1
@@ -115,13 +108,12 @@ def test_what_is_added_is_the_newest_state_mapped(depth: int, error_layers: int)
         torch.testing.assert_close(added[query - 30], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("stage", "num_user_vectors"), READERS)
 @pytest.mark.parametrize("depth", [2, 3])
-def test_batches_change_nothing(stage: str, num_user_vectors: int, depth: int) -> None:
+def test_batches_change_nothing(depth: int) -> None:
     events = random_events(np.random.default_rng(1), 2, 60)
     events.timestamp_ms[15:18] = events.timestamp_ms[15]  # simultaneous
     writer = ranker(depth, 2)
-    model = reader(stage, writer, num_user_vectors)
+    model = reader(writer)
     memory = InProcessMemory(model.config.namespace)
     expected = read_along(model, writer, events, 1, memory)
     for batch_size in (7, 60):
@@ -135,14 +127,11 @@ def test_batches_change_nothing(stage: str, num_user_vectors: int, depth: int) -
     torch.testing.assert_close(later, expected, atol=TOLERANCE, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("stage", "num_user_vectors"), READERS)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_request_is_answered_as_the_event_was(
-    stage: str, num_user_vectors: int, frozen: bool
-) -> None:
+def test_a_request_is_answered_as_the_event_was(frozen: bool) -> None:
     events = random_events(np.random.default_rng(2), 1, 30)
     writer = ranker(3, 2)
-    model = reader(stage, writer, num_user_vectors)
+    model = reader(writer)
     memory = InProcessMemory(model.config.namespace)
     expected = read_along(model, writer, events, 6, memory)[-1]
     last = events.take(slice(29, 30))
@@ -150,10 +139,6 @@ def test_a_request_is_answered_as_the_event_was(
     user, now, context = (
         int(column[0]) for column in (last.user_id, last.timestamp_ms, last.context_id)
     )
-    if isinstance(model, Retriever):
-        found = model.user_vectors(rows, user, now, context)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-        return
     if frozen:
         model.freeze(ScoringPlan())
     columns = (last.item_id, last.author_id, last.tag_id, last.duration_ms)
@@ -162,12 +147,11 @@ def test_a_request_is_answered_as_the_event_was(
     np.testing.assert_allclose(scores, torch.sigmoid(expected).repeat(2), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "num_user_vectors"), READERS)
-def test_weights_of_zero_leave_the_layers_out(stage: str, num_user_vectors: int) -> None:
+def test_weights_of_zero_leave_the_layers_out() -> None:
     events = random_events(np.random.default_rng(3), 2, 40)
     writer = ranker(3, 2)
-    assert not reading_of(build_model(replace(writer.config, stage=stage))).weight.any()
-    model = reader(stage, writer, num_user_vectors)
+    assert not reading_of(build_model(replace(writer.config, stage="cascading"))).weight.any()
+    model = reader(writer)
     memory = InProcessMemory(model.config.namespace)
     read = read_along(model, writer, events, 10, memory)
     with torch.no_grad():
@@ -182,7 +166,7 @@ def test_weights_of_zero_leave_the_layers_out(stage: str, num_user_vectors: int)
 
 def test_what_is_not_there_adds_nothing() -> None:
     events = random_events(np.random.default_rng(4), 1, 20)
-    model = reader("cascading", ranker(2, 2))
+    model = reader(ranker(2, 2))
     memory = InProcessMemory(model.config.namespace)
     rows = raw_rows(events, memory.namespace.row_dtype)
     rows["memory"], rows["written_step"] = 1.0, 1
@@ -212,7 +196,7 @@ def test_what_is_not_there_adds_nothing() -> None:
 
 def test_a_block_whose_rows_nobody_gives_is_refused() -> None:
     events = random_events(np.random.default_rng(5), 1, 6)
-    model = reader("retrieval", ranker(1, 1))
+    model = reader(ranker(1, 1))
     memory = InProcessMemory(model.config.namespace)
     inputs = model.inputs.for_training(events, memory.fetch(np.unique(events.user_id), N))
     with pytest.raises(ValueError, match="pass block_memory_BLD, or set error_layers to 0"):
@@ -230,3 +214,10 @@ def test_a_narrower_reader_reads_the_same_rows() -> None:
     assert isinstance(model, Cascader)
     found = read_along(model, writer, events, 5, memory)
     assert torch.isfinite(found).all()
+
+
+def test_retrieval_leaves_errors_alone() -> None:
+    config = replace(ranker(3, 2).config, stage="retrieval")
+    assert build_model(config).net.sequence.errors is None
+    assert config.read_depth == 3  # the third layer is of attention
+    assert replace(config, error_layers=3).read_depth == 0

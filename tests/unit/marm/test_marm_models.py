@@ -101,7 +101,7 @@ def test_what_recency_leaves_out_does_not_learn() -> None:
     assert without == {"sequence.methods.0.attention.recency.gap"}
 
 
-@pytest.mark.parametrize("error_layers", [0, 2])
+@pytest.mark.parametrize("error_layers", [0, 1])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_batch_without_events_gives_every_parameter_a_gradient_of_zero(
     stage: str, error_layers: int
@@ -140,7 +140,7 @@ def test_unknown_labels_teach_nothing(stage: str) -> None:
     assert not any(p.grad.any() for p in model.net.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("error_layers", [0, 2])
+@pytest.mark.parametrize("error_layers", [0, 1])
 @pytest.mark.parametrize("stage", STAGES)
 def test_scores_are_finite_whatever_is_asked(stage: str, error_layers: int) -> None:
     model = small_model(stage, error_layers=error_layers)
@@ -179,7 +179,7 @@ def test_no_candidates_no_scores(stage: str) -> None:
             assert scores.shape == (0, len(TASKS))
 
 
-@pytest.mark.parametrize("error_layers", [0, 2])
+@pytest.mark.parametrize("error_layers", [0, 1])
 @pytest.mark.parametrize("stage", STAGES)
 def test_raw_rows_count_at_layer_0_only(stage: str, error_layers: int) -> None:
     model, items = small_model(stage, error_layers=error_layers), make_items(6)
@@ -207,7 +207,7 @@ def test_only_the_newest_n_rows_matter(stage: str) -> None:
     assert not np.allclose(answer(model, rows, items), before)
 
 
-@pytest.mark.parametrize("error_layers", [0, 2])
+@pytest.mark.parametrize("error_layers", [0, 1])
 @pytest.mark.parametrize("stage", STAGES)
 def test_rows_at_or_after_the_request_are_hidden(stage: str, error_layers: int) -> None:
     model, items = small_model(stage, error_layers=error_layers), make_items(6)
@@ -253,7 +253,7 @@ def test_the_context_and_the_user_matter(stage: str) -> None:
     assert np.allclose(answer(model, other, items), base) == (stage == "cascading")
 
 
-@pytest.mark.parametrize("error_layers", [0, 2])
+@pytest.mark.parametrize("error_layers", [0, 1])
 @pytest.mark.parametrize("stage", STAGES)
 def test_bfloat16_training_returns_float32_and_stays_close(stage: str, error_layers: int) -> None:
     model = small_model(stage, error_layers=error_layers)
