@@ -239,7 +239,7 @@ class ModelConfig:
     def read_depth(self) -> int:
         """Stored layers that this model reads, from the first on: none where all that there are
         hold errors which it leaves alone."""
-        if self.reads_errors or self.depth > self.error_layers or self.keeps_errors:
+        if self.sees_whole_past or self.depth > self.error_layers:
             return self.depth
         return 0
 

@@ -23,7 +23,7 @@ logit predicted for the event. The state is stored rather than the sum, as it st
 of which nothing was observed yet adds to the count only, a row that is still raw nothing.
 With other feedback known, an unobserved label counts as negative, because a row says no more.
 
-Models of other stages read states without these vectors: `marm.error_reading`.
+Cascading reads states without these vectors: `marm.error_reading`.
 
 Shape legend: B queries, U users, N slab length, J newest rows, P width of the state, D row width,
 T tasks, X numbers kept for the vectors, E corrected predictions, two of each layer.

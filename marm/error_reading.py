@@ -1,8 +1,8 @@
 """Accumulated prediction errors as cascading reads them: by a learned map.
 
 Only the ranking model has the vectors that its errors are summed over (`marm.error_memory`), so for
-others a state is a point in foreign coordinates. A linear map of it is added to their interest,
-which their heads, or inner products, then bring together with targets as they do with the rest:
+cascading a state is a point in foreign coordinates. A linear map of it is added to its interest,
+which its heads then bring together with targets as they do with the rest:
 
     interest' = interest + sum over layers of W_l state_l / deviation,    W_l = 0 at first.
 

@@ -71,7 +71,7 @@ class BlockInputs:
     feedback: Feedback
     view: View
     past_BB: NDArray[np.bool_] | None  # `past_block`, where there are errors
-    newest_BB: NDArray[np.bool_] | None  # the newest of that past
+    newest_BB: NDArray[np.bool_] | None  # the newest of it, for a model that reads errors
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ class InputBuilder:
         slab_inputs = self._slab_inputs(slab, queries, predecessors)
         own = BlockEvents(view, entering, events.event_key)
         past = past_block(events, user_row, entering) if config.sees_whole_past else None
-        newest = None if past is None else newest_of(past, events.timestamp_ms[None, :])
+        newest = None
+        if past is not None and config.reads_errors:
+            newest = newest_of(past, events.timestamp_ms[None, :])
         return self._inputs(
             events,
             slab_inputs,

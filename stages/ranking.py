@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from marm.memory import Namespace
-from stages.history import MemoryReader
 from stages.knobs import RankingKnobs
-from stages.models import ScoringModel, check_scores
+from stages.models import check_scores
 from stages.request import StageRequest, StageResult
-from stages.scoring import CandidateScorer
-from stages.turns import Turns
+from stages.scoring import ScoringStage
 
 
-@dataclass(frozen=True)
-class RankingStage:
+@dataclass(frozen=True, kw_only=True)
+class RankingStage(ScoringStage):
     """One loaded version of a ranking model. Serving reads its memory and never writes it."""
 
-    variant: str
-    version: int
-    model: ScoringModel
-    memory: MemoryReader
-    history_length: int
-    depth: int
     tasks: tuple[str, ...]
-    error_layers: int = 0  # of the depth, see `ModelConfig`
-    turns: Turns = field(default_factory=Turns, repr=False, compare=False)
-    scorer: CandidateScorer = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        scorer = CandidateScorer.of(
-            self.model,
-            self.memory,
-            self.history_length,
-            self.depth,
-            self.error_layers,
-            self.turns,
-        )
-        object.__setattr__(self, "scorer", scorer)
-
-    @property
-    def namespace(self) -> Namespace:
-        """The memory that is read."""
-        return self.memory.namespace
 
     def run(self, request: StageRequest, knobs: RankingKnobs) -> StageResult:
         """The ``request.limit`` best candidates with their predictions per task.

@@ -7,11 +7,12 @@ is that of the same model with the upper layers masked, as for a row that was ne
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from marm.memory import Namespace
 from stages.depth import DepthPlanner, ScoringWork
 from stages.history import History, MemoryReader, read_history
 from stages.knobs import ScoringKnobs
@@ -43,19 +44,6 @@ class CandidateScorer:
     depth: int
     planner: DepthPlanner
     turns: Turns
-
-    @staticmethod
-    def of(
-        model: ScoringModel,
-        memory: MemoryReader,
-        history_length: int,
-        depth: int,
-        error_layers: int,
-        turns: Turns,
-    ) -> CandidateScorer:
-        """A scorer that knows nothing of the model's cost yet."""
-        planner = DepthPlanner(ScoringWork(memory.namespace.dim, depth, error_layers))
-        return CandidateScorer(model, memory, history_length, depth, planner, turns)
 
     def score(self, request: StageRequest, knobs: ScoringKnobs) -> Scored:
         """Score all candidates of ``request`` in one pass over one copy of the user's rows.
@@ -102,3 +90,31 @@ class CandidateScorer:
 def at_most(value: int, limit: int | None) -> int:
     """``value``, or ``limit`` where it is lower."""
     return value if limit is None else min(value, limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringStage:
+    """What a loaded version of a ranking or cascading model is made of."""
+
+    variant: str
+    version: int
+    model: ScoringModel
+    memory: MemoryReader
+    history_length: int
+    depth: int
+    error_layers: int = 0  # of the depth, see `ModelConfig`
+    turns: Turns = field(default_factory=Turns, repr=False, compare=False)
+    scorer: CandidateScorer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        work = ScoringWork(self.namespace.dim, self.depth, self.error_layers)
+        planner = DepthPlanner(work)  # knows nothing of the model's cost yet
+        scorer = CandidateScorer(
+            self.model, self.memory, self.history_length, self.depth, planner, self.turns
+        )
+        object.__setattr__(self, "scorer", scorer)
+
+    @property
+    def namespace(self) -> Namespace:
+        """The memory that is read."""
+        return self.memory.namespace
