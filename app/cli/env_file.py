@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_LINE = re.compile(r"(RAY_[A-Z0-9_]+)=([A-Za-z0-9_.,:/+-]*)")
+_LINE = re.compile(r"(RAY_[A-Za-z0-9_]+)=([A-Za-z0-9_.,:/+-]*)")
 
 
 def read_env_file(path: Path) -> dict[str, str]:

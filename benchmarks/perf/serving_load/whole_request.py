@@ -30,8 +30,8 @@ class WholeRequestSettings:
     rounds: int = 8
     requests_per_round: int = 30
     concurrency: int = 16
-    seconds_per_round: float = 4.0
-    loaded_rounds: int = 4
+    seconds_per_round: float = 12.0  # beside which filling and draining the queues is little
+    loaded_rounds: int = 6
 
 
 class BadAnswersError(RuntimeError):

@@ -79,6 +79,18 @@ def test_the_share_of_a_request_is_its_time_by_those_beside_it(clock):
     assert admission.estimate_ms(1) == pytest.approx(100)
 
 
+def test_those_that_were_there_first_count_in_full_though_nobody_came_after(clock):
+    admission = make(clock)
+    with ExitStack() as first_three, ExitStack() as fourth:
+        for _ in range(3):
+            first_three.enter_context(admission.admitted(1e9))
+        ticket = fourth.enter_context(admission.admitted(1e9))
+        first_three.close()
+        clock.now_s += 0.4  # it is served last
+        ticket.is_lesson = True
+    assert admission.estimate_ms(1) == pytest.approx(100)
+
+
 def test_an_answer_without_all_stages_lowers_the_estimate_slowly(clock):
     admission = make(clock)
     serve(admission, clock, took_ms=100)
