@@ -99,10 +99,10 @@ class Admission:
         if not ticket.is_lesson:
             return
         took_ms = (self._clock_s() - ticket.started_s) * 1000
-        # Stages compute in turn, so it waited for all that were there before it, also where nobody
-        # came after them; of those that came later it met about half.
-        met = (ticket.in_work_at_start + self._in_work) / 2
-        beside = max(ticket.in_work_at_start, met)
+        # Stages compute in turn, so it waited for those that were there before it, also where they
+        # left and nobody came; of what the number grew by meanwhile it met about half.
+        grown_by = max(0, self._in_work - ticket.in_work_at_start)
+        beside = ticket.in_work_at_start + grown_by / 2
         unit_ms = took_ms / beside
         rate = LEARNING_RATE if self._unit_ms else 1.0
         if ticket.was_cut_short and unit_ms < self._unit_ms:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 
@@ -25,10 +24,6 @@ from stages.request import StageName, StageStatus
 from stages.similar_items import SimilarItems
 
 logger = logging.getLogger("ray.serve")
-
-STATUS_EVERY = 5
-"""Stages are asked for their status in one round of so many: their answers to requests say most of
-it, and each status costs as much as a call of a request."""
 
 MAX_POPULAR = 12_000
 """Popular items that the edge keeps for when retrieval is down: the most candidates a stage may
@@ -56,8 +51,7 @@ class PopularVersion:
 
 
 class BackgroundState:
-    """Catalog and popular items, at most ``poll_s`` old; live namespaces and lists, at most
-    `STATUS_EVERY` times that."""
+    """Catalog, popular items and live namespaces, each at most ``poll_s`` old."""
 
     def __init__(
         self, home: Home, args: AppArgs, statuses: Callable[[], Awaitable[list[StageStatus]]]
@@ -140,11 +134,10 @@ class BackgroundState:
             self._catalog_version = version
 
     async def _refresh_forever(self) -> None:
-        for rounds in count():
+        while True:
             try:
                 await asyncio.to_thread(self.refresh_files)
-                if rounds % STATUS_EVERY == 0:
-                    await self.refresh_namespaces()
+                await self.refresh_namespaces()
             except Exception as error:
                 # What was known before goes on being used; the next round tries again.
                 logger.warning("the edge could not refresh its state: %s", error)

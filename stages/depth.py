@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -84,15 +83,10 @@ class CostMeter:
 
 @dataclass(frozen=True)
 class DepthPlan:
-    """What can be afforded: so many layers, of which rows.
-
-    Attributes:
-        depth: cached layers that are used.
-        rows: of the rows read; ``newest`` is the newest one that has vectors.
-    """
+    """What can be afforded: so many layers, and whether rows at all."""
 
     depth: int
-    rows: Literal["all", "newest", "none"] = "all"
+    with_rows: bool
 
 
 @dataclass(frozen=True)
@@ -104,17 +98,13 @@ class DepthPlanner:
 
     def plan(self, wanted: int, num_rows: int, num_candidates: int, left_ms: float) -> DepthPlan:
         """The largest depth up to ``wanted`` that fits into ``left_ms``; raw rows when only layer 0
-        fits. When that does not fit either, the newest row for its layers of errors, whose states
-        hold all rows before it, or no rows where there are no such layers."""
+        fits, no rows when that does not fit either."""
         budget_ms = (left_ms - ANSWER_MS) / MARGIN
         for depth in range(wanted, -1, -1):
             expected_ms = self.meter.expected_ms(self.work.gflop(num_rows, num_candidates, depth))
             if expected_ms is None or expected_ms <= budget_ms:
-                return DepthPlan(depth)
-        errors = min(wanted, self.work.error_layers)
-        if errors and num_rows:
-            return DepthPlan(errors, "newest")
-        return DepthPlan(0, "none" if num_rows else "all")
+                return DepthPlan(depth, True)
+        return DepthPlan(0, num_rows == 0)
 
     def observe(self, num_rows: int, num_candidates: int, depth: int, elapsed_ms: float) -> None:
         """Note what one scoring took."""

@@ -75,13 +75,6 @@ class History:
         rows = first_layers(self.rows, depth)
         return replace(self, rows=rows, read=rows_read(rows, self.read.missing))
 
-    def newest_memorised(self) -> History:
-        """The same moment with the newest row that has vectors and no other, if there is one."""
-        kept = np.flatnonzero(self.rows.rows["written_step"] != RAW_STEP)[-1:]
-        offsets = np.array([0, len(kept)], np.int64)
-        rows = UserRows(self.rows.user_ids, offsets, self.rows.rows[kept])
-        return replace(self, rows=rows, read=rows_read(rows, self.read.missing))
-
     def without_rows(self) -> History:
         """The same moment with nothing known of the user."""
         rows = UserRows(self.rows.user_ids, np.zeros(2, np.int64), self.rows.rows[:0])

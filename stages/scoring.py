@@ -78,10 +78,7 @@ class CandidateScorer:
         """The same with as many layers as there is time for now."""
         left_ms = request.deadline_ms - time.time() * 1000
         plan = self.planner.plan(history.depth, len(history), len(request.candidates), left_ms)
-        if plan.rows == "newest":
-            note = f"scored with the newest row alone, with {left_ms:.0f} ms left"
-            return replace(history.newest_memorised().at_depth(plan.depth), note=note)
-        if plan.rows == "none":
+        if not plan.with_rows:
             note = f"scored without rows, with {left_ms:.0f} ms left"
             return replace(history.without_rows(), note=note)
         if plan.depth < history.depth:

@@ -36,8 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def session_env(ours: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """Our environment with ``variables``, and none of Serve's that happen to be set here."""
-    kept = {name: value for name, value in ours.items() if not name.startswith("RAY_SERVE_")}
+    """Our environment with ``variables``, and none of Serve's, or of any file of `ENV_DIRECTORY`,
+    that happens to be set here."""
+    ruled = {name for path in ENV_DIRECTORY.glob("*.env") for name in read_env_file(path)}
+    kept = {
+        name: value
+        for name, value in ours.items()
+        if not name.startswith("RAY_SERVE_") and name not in ruled
+    }
     return {**kept, "RAY_USAGE_STATS_ENABLED": "0", **variables}
 
 

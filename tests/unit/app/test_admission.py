@@ -79,6 +79,16 @@ def test_the_share_of_a_request_is_its_time_by_those_beside_it(clock):
     assert admission.estimate_ms(1) == pytest.approx(100)
 
 
+def test_of_those_that_came_later_half_count(clock):
+    admission = make(clock)
+    with ExitStack() as later, admission.admitted(1e9) as ticket:
+        for _ in range(2):
+            later.enter_context(admission.admitted(1e9))
+        clock.now_s += 0.4
+        ticket.is_lesson = True
+    assert admission.estimate_ms(1) == pytest.approx(200)  # one, and half of the two
+
+
 def test_those_that_were_there_first_count_in_full_though_nobody_came_after(clock):
     admission = make(clock)
     with ExitStack() as first_three, ExitStack() as fourth:

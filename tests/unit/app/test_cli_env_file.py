@@ -12,6 +12,7 @@ REPO = Path(__file__).resolve().parents[3]
 def test_the_shipped_files_are_understood():
     default = read_env_file(REPO / "cluster/env/default.env")
     fast = read_env_file(REPO / "cluster/env/fast.env")
+    assert fast["RAY_event_stats"] == "0"  # Ray's own settings are written as Ray reads them
     assert fast["RAY_SERVE_ENABLE_HA_PROXY"] == fast["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     assert set(default.items()) < set(fast.items())
 

@@ -153,7 +153,8 @@ def test_an_environment_replaces_what_was_set_of_serve(tmp_path: Path) -> None:
     path.write_text("# comment\n\nexport RAY_SERVE_A=1\nRAY_B=x=y\n")
     variables = serving.read_env_file(path)
     assert variables == {"RAY_SERVE_A": "1", "RAY_B": "x=y"}
-    env = serving.session_env({"PATH": "p", "RAY_SERVE_OLD": "1"}, variables)
+    ours = {"PATH": "p", "RAY_SERVE_OLD": "1", "RAY_event_stats": "0"}  # of fast.env
+    env = serving.session_env(ours, variables)
     assert env == {"PATH": "p", "RAY_USAGE_STATS_ENABLED": "0", **variables}
     path.write_text("unset RAY_SERVE_A")
     with pytest.raises(ValueError, match=r"some.env:1 must be NAME=value"):

@@ -113,16 +113,16 @@ def test_the_meter_takes_equal_requests_for_proportional_cost():
 
 def test_less_time_means_fewer_layers_then_raw_rows_then_none():
     planner = DepthPlanner(ScoringWork(dim=128, depth=4))
-    assert planner.plan(4, 1000, 200, left_ms=0.0) == DepthPlan(4)  # nothing known yet
+    assert planner.plan(4, 1000, 200, left_ms=0.0) == DepthPlan(4, True)  # nothing known yet
     for rows in (200, 600, 1000) * 5:
         planner.meter.observe(planner.work.gflop(rows, 200, 4), rows / 10)
     chosen = [planner.plan(4, 1000, 200, left_ms) for left_ms in np.linspace(200, 0, 101)]
-    depths = [plan.depth for plan in chosen if plan.rows == "all"]
+    depths = [plan.depth for plan in chosen if plan.with_rows]
     assert depths == sorted(depths, reverse=True)
     assert set(depths) == {4, 3, 2, 1, 0}
-    assert chosen[-1] == DepthPlan(0, "none")
-    assert planner.plan(2, 1000, 200, left_ms=1e6) == DepthPlan(2)
-    assert planner.plan(4, 0, 200, left_ms=0.0) == DepthPlan(0)  # there are none anyway
+    assert chosen[-1] == DepthPlan(0, False)
+    assert planner.plan(2, 1000, 200, left_ms=1e6) == DepthPlan(2, True)
+    assert planner.plan(4, 0, 200, left_ms=0.0) == DepthPlan(0, True)  # there are none anyway
 
 
 def test_layers_of_errors_are_no_work_and_go_last():
@@ -133,11 +133,8 @@ def test_layers_of_errors_are_no_work_and_go_last():
     for rows in (200, 600, 1000) * 5:
         planner.meter.observe(errors.gflop(rows, 200, 3), rows / 10)
     chosen = [planner.plan(3, 1000, 200, left_ms) for left_ms in np.linspace(200, 0, 101)]
-    assert {plan.depth for plan in chosen if plan.rows == "all"} == {3, 2}
-    assert chosen[-1] == DepthPlan(2, "newest")  # one row holds the errors of all before it
-    assert planner.plan(1, 1000, 200, left_ms=0.0) == DepthPlan(1, "newest")
-    assert planner.plan(0, 1000, 200, left_ms=0.0) == DepthPlan(0, "none")
-    assert planner.plan(3, 0, 200, left_ms=0.0) == DepthPlan(0)
+    assert {plan.depth for plan in chosen if plan.with_rows} == {3, 2}
+    assert chosen[-1] == DepthPlan(0, False)
 
 
 def test_work_grows_with_everything_and_masked_layers_cost_no_rows():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from serving_models import InProcessReader, make_rows
 
-from marm.memory import RAW_STEP, Namespace
+from marm.memory import Namespace
 from stages.history import read_history
 from stages.request import StageRequest
 
@@ -72,12 +72,6 @@ def test_a_history_can_be_cut_to_fewer_layers_and_to_nothing():
     assert (lower.depth, lower.read.depth, lower.read.memorised) == (1, 1, 2)
     raw = history.at_depth(0)
     assert (raw.read.depth, raw.read.memorised, raw.read.raw) == (0, 0, 3)
-    newest = history.newest_memorised()
-    memorised = history.rows.rows[history.rows.rows["written_step"] != RAW_STEP]
-    np.testing.assert_array_equal(newest.rows.rows, memorised[-1:])
-    assert len(memorised) == 2 < len(history)  # the newest of all is raw
-    assert (len(newest), newest.now_ms, newest.read.depth) == (1, history.now_ms, 3)
-    assert len(history.without_rows().newest_memorised()) == 0
     empty = history.without_rows()
     assert (len(empty), empty.now_ms, empty.read.raw) == (0, history.now_ms, 0)
     np.testing.assert_array_equal(empty.rows.counts, [0])

@@ -53,9 +53,10 @@ def load(tmp_path):
     rows["memory"][:4] = np.random.default_rng(0).normal(size=(4, 3, 8))
     reader.save_for(5, rows)
 
-    def build(stage: str, **config):
-        version = publish_model(registry, stage, namespace=DEEP, depth=3, **config)
-        published = registry.load(stage, "default", version)
+    def build(stage: str):
+        published = registry.load(
+            stage, "default", publish_model(registry, stage, namespace=DEEP, depth=3)
+        )
         builder = {"cascading": build_cascading, "ranking": build_ranking}[stage]
         return builder(published, lambda namespace: ReadOnly(reader))
 
@@ -116,19 +117,6 @@ def test_without_time_for_any_rows_candidates_are_scored_all_the_same(load, stag
     assert len(result) == 10
     assert (result.rows.depth, result.rows.raw, result.rows.memorised) == (0, 0, 0)
     assert "scored without rows" in result.reason
-
-
-@BOTH
-def test_without_time_for_rows_the_newest_one_tells_the_errors_of_all(load, stage):
-    built = load(stage, error_layers=2)
-    whole = built.run(make_request(), KNOBS[stage]())
-    teach(built.scorer, 30, affordable_depth=None)
-    result = built.run(make_request(), KNOBS[stage]())
-    assert (result.rows.depth, result.rows.raw, result.rows.memorised) == (2, 0, 1)
-    assert "the newest row alone" in result.reason
-    assert not np.allclose(result.scores, whole.scores, atol=1e-7)
-    nothing = built.run(make_request(), KNOBS[stage](max_history_length=0))
-    assert not np.allclose(result.scores, nothing.scores, atol=1e-7)
 
 
 @BOTH
