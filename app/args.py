@@ -6,6 +6,7 @@ A change here restarts replicas; what may change while serving is Serve's ``user
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -17,6 +18,7 @@ from app.memory_args import MemoryArgs
 from app.scoring_args import SCORING_FIELDS, ScoringArgs
 from app.security_args import SecurityArgs
 from app.strict import Name, Strict
+from stages.grouped_calls import GroupLimits
 from stages.index_args import ExactIndexArgs, IndexArgs
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs, StageKnobs
 from stages.request import STAGES, StageName
@@ -47,6 +49,34 @@ class VariantArgs(ScoringArgs, ReplicaArgs):
     """Initial live settings, see `stages.knobs`."""
     poll_s: Seconds = 1.0
     """How often to look for a new version."""
+    calls_under_way: PositiveInt | None = None
+    """Calls of the arm that an ingress replica has under way at once; requests that come meanwhile
+    share the next one. When not given, one for every replica, and with ``autoscaling`` as many as
+    keep ``max_replicas`` at their target."""
+
+    @model_validator(mode="after")
+    def _autoscaler_sees_the_load(self) -> VariantArgs:
+        needed = self._calls_to_scale_up()
+        if self.calls_under_way is not None and self.calls_under_way < needed:
+            raise ValueError(
+                f"calls_under_way must be at least {needed} (max_replicas times "
+                f"target_ongoing_requests), got {self.calls_under_way}; with fewer, requests would "
+                "share calls before there are as many replicas as there may be"
+            )
+        return self
+
+    def group_limits(self) -> GroupLimits:
+        """How requests of this arm share calls."""
+        least = self._calls_to_scale_up() or self.num_replicas or 1
+        return GroupLimits(self.calls_under_way or least, waiting=self.max_queued_requests)
+
+    def _calls_to_scale_up(self) -> int:
+        """Calls under way at which Serve starts every replica that it may; 0 where their number is
+        fixed."""
+        scaling = self.autoscaling
+        if scaling is None:
+            return 0
+        return math.ceil(scaling.max_replicas * scaling.target_ongoing_requests)
 
 
 class StageArgs(Strict):

@@ -50,7 +50,12 @@ class Ingress:
         self._exposures = exposure_writer(home, args.routing.exposures)
         self._state = BackgroundState(home, args, self._statuses)
         self._calls = {
-            stage: {name: stage_call(handle, self._observe) for name, handle in by_name.items()}
+            stage: {
+                name: stage_call(
+                    handle, args.stage(stage).variants[name].group_limits(), self._observe
+                )
+                for name, handle in by_name.items()
+            }
             for stage, by_name in handles.items()
         }
         admission = args.load.admission

@@ -87,6 +87,7 @@ class ReplicaArgs(Strict):
     """CPUs reserved per replica; torch uses as many threads, at least one."""
     max_ongoing_requests: PositiveInt = 32
     max_queued_requests: PositiveInt = 256
+    """Of an arm, at each ingress replica: requests beyond are refused, see ``calls_under_way``."""
     drain_poll_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     """How often a replica that is to end looks whether requests are left."""
     drain_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0

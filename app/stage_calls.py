@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from stages.grouped_calls import GroupedCalls, GroupLimits
 from stages.request import StageName, StageRequest, StageResult, StageStatus
 from stages.variant import QueueFullError, StageCall
 
@@ -16,10 +17,13 @@ STATUS_TIMEOUT_S = 2.0
 Handles = dict[StageName, dict[str, DeploymentHandle]]
 
 
-def stage_call(handle: DeploymentHandle, observe: Callable[[StageResult], None]) -> StageCall:
-    """A call of a variant; ``observe`` sees every answer.
+def stage_call(
+    handle: DeploymentHandle, limits: GroupLimits, observe: Callable[[StageResult], None]
+) -> StageCall:
+    """A call of a variant, with what else waits for the same; ``observe`` sees every answer.
 
-    Cancelling the call, because its time is over or the client has gone, cancels it in the replica.
+    When nobody waits for it any more, for time is over or clients have gone, it is cancelled in the
+    replica.
     """
     # Requests and results are plain data of modules that both sides have, which the C pickler
     # writes in half the time of cloudpickle, Serve's default.
@@ -27,19 +31,20 @@ def stage_call(handle: DeploymentHandle, observe: Callable[[StageResult], None])
         method_name="run", request_serialization="pickle", response_serialization="pickle"
     )
 
-    async def call(request: StageRequest) -> StageResult:
-        response = run.remote(request)
+    async def send(requests: tuple[StageRequest, ...]) -> list[StageResult]:
+        response = run.remote(requests)
         try:
-            result: StageResult = await response
+            results: list[StageResult] = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
         except BackPressureError as error:
             raise QueueFullError(str(error)) from error
-        observe(result)
-        return result
+        for result in results:
+            observe(result)
+        return results
 
-    return call
+    return GroupedCalls(send, limits)
 
 
 async def all_statuses(handles: Handles) -> list[StageStatus]:

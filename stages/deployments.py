@@ -3,6 +3,7 @@ test; what a stage does is in `stages.server` and below."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable
@@ -72,9 +73,14 @@ class StageReplica:
         """Take new live settings; a version they name is loaded in the background."""
         self._server.reconfigure(user_config)
 
-    async def run(self, request: StageRequest) -> StageResult:
-        """Answer one request, off the event loop. A cancelled one that waits is dropped."""
-        return await self._threads.run(self._server.run, request)
+    async def run(self, requests: tuple[StageRequest, ...]) -> list[StageResult]:
+        """Answer requests in their order, off the event loop; one that fails fails alone.
+
+        When the call is cancelled, those of its requests that still wait are dropped.
+        """
+        return await asyncio.gather(
+            *(self._threads.run(self._server.answer, request) for request in requests)
+        )
 
     async def status(self) -> StageStatus:
         """Whether this variant can serve, and with what."""

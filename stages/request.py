@@ -19,7 +19,7 @@ from stages.item_filters import ItemLists
 StageName = Literal["retrieval", "cascading", "ranking"]
 STAGES: tuple[StageName, ...] = ("retrieval", "cascading", "ranking")
 
-Outcome = Literal["ok", "no_model", "late"]
+Outcome = Literal["ok", "no_model", "late", "failed"]
 Source = Literal["retrieval", "popular", "similar"]
 
 

@@ -96,6 +96,14 @@ class StageServer(Generic[K]):
         # The arm's name, which may differ from that of the published variant it serves.
         return replace(result, variant=self._variant, elapsed_ms=elapsed_ms)
 
+    def answer(self, request: StageRequest) -> StageResult:
+        """As `run`; an error is logged, and is an answer of its own."""
+        try:
+            return self.run(request)
+        except Exception as error:
+            logger.exception("%s/%s: %s failed", self._stage, self._variant, request.request_id)
+            return self._refuse("failed", request, f"failed ({type(error).__name__})")
+
     def status(self) -> StageStatus:
         """Whether this variant can serve, and with what."""
         stage = self._live.current

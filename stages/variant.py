@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from stages.breaker import BreakerPolicy, BreakerState, CircuitBreaker
@@ -27,11 +27,12 @@ class QueueFullError(RuntimeError):
 
 @dataclass(frozen=True)
 class Lost:
-    """Why a variant gave no answer."""
+    """Why a variant gave no answer. ``error`` is what its call raised, where it did."""
 
     variant: str
     kind: LossKind
     reason: str
+    error: BaseException | None = field(default=None, compare=False)
 
 
 class CallObserver(Protocol):
@@ -80,6 +81,7 @@ class Variant:
         self._breaker = CircuitBreaker(policy)
         self._observer = observer
         self._last_reason = ""
+        self._last_error: BaseException | None = None
         self._probe: asyncio.Task[StageResult | Lost] | None = None
 
     @property
@@ -107,7 +109,11 @@ class Variant:
         if isinstance(answer, Lost):
             self._last_reason = answer.reason
             # A full queue is a sign of life, and being late with too little time proves nothing.
-            if answer.kind == "full" or (answer.kind == "late" and budget_ms < self._fair_ms):
+            # What a lost call carried besides was lost with it, and counts once.
+            is_same_call = answer.error is not None and answer.error is self._last_error
+            is_unfair = answer.kind == "late" and budget_ms < self._fair_ms
+            self._last_error = answer.error
+            if answer.kind == "full" or is_unfair or is_same_call:
                 self._breaker.gave_up()
             else:
                 self._breaker.failed()
@@ -134,11 +140,11 @@ class Variant:
             return self._failed("CancelledError", "the call was cancelled where it ran")
         except Exception as error:
             # A stage may fail in any way; the request goes on without it.
-            return self._failed(type(error).__name__, str(error))
+            return self._failed(type(error).__name__, str(error), error)
         if result.outcome != "ok":
             return Lost(self.name, result.outcome, result.reason)
         return result
 
-    def _failed(self, kind: str, detail: str) -> Lost:
+    def _failed(self, kind: str, detail: str, error: BaseException | None = None) -> Lost:
         logger.warning("%s/%s failed: %s: %s", self._stage, self.name, kind, detail)
-        return Lost(self.name, "failed", f"failed ({kind})")
+        return Lost(self.name, "failed", f"failed ({kind})", error)

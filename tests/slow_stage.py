@@ -13,13 +13,17 @@ from stages.request import StageRequest, StageResult
 
 
 def slow_stage(directory: Path) -> serve.Application:
-    """A stage with one thread that tells by files what it does, and goes on when "go" is there."""
+    """A stage with one thread that tells by files what it does, and goes on when "go" is there, or
+    "go" with the name of the request."""
 
     class SlowStage:
         def __init__(self) -> None:
             self._threads = StageThreads(1, "slow")
 
-        async def run(self, request: StageRequest) -> StageResult:
+        async def run(self, requests: tuple[StageRequest, ...]) -> list[StageResult]:
+            return await asyncio.gather(*map(self._run, requests))
+
+        async def _run(self, request: StageRequest) -> StageResult:
             (directory / f"came {request.request_id}").touch()
             try:
                 return await self._threads.run(self._work, request)
@@ -29,7 +33,8 @@ def slow_stage(directory: Path) -> serve.Application:
 
         def _work(self, request: StageRequest) -> StageResult:
             (directory / f"started {request.request_id}").touch()
-            while not (directory / "go").exists():
+            signs = directory / "go", directory / f"go {request.request_id}"
+            while not any(sign.exists() for sign in signs):
                 time.sleep(0.01)
             return StageResult("ranking", "slow")
 

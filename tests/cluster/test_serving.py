@@ -47,6 +47,7 @@ from cache_actors.pool.client import MemoryClient
 from cache_actors.pool.lifecycle import connect_pool, describe_pool, stop_pool
 from cache_actors.registry import ModelRegistry
 from cache_actors.transfer.pool_memory import PoolMemory
+from stages.grouped_calls import GroupLimits
 from stages.request import StageRequest, StageResult
 from stages.variant import QueueFullError
 
@@ -266,18 +267,12 @@ def test_new_arguments_replace_the_edge_under_load_and_no_request_fails(http, ho
 
 
 def test_what_nobody_waits_for_is_cancelled_in_the_replica_and_a_full_queue_is_told(http, tmp_path):
-    call = stage_call(
-        serve.run(slow_stage(tmp_path), name="slow", route_prefix=None), lambda result: None
-    )
-
-    async def happened(name: str) -> None:
-        async with asyncio.timeout(30):
-            while not (tmp_path / name).exists():
-                await asyncio.sleep(0.01)
+    handle = serve.run(slow_stage(tmp_path), name="slow", route_prefix=None)
+    call = stage_call(handle, GroupLimits(calls=8), lambda result: None)
+    happened = partial(sign_of, tmp_path)
 
     def start(name: str) -> asyncio.Task:
-        request = StageRequest(name, 1, 1, None, 0, 5, int(time.time() * 1000) + 60_000)
-        return asyncio.create_task(call(request))
+        return asyncio.create_task(call(patient_request(name)))
 
     async def come_and_go() -> StageResult:
         first = start("first")
@@ -300,13 +295,64 @@ def test_what_nobody_waits_for_is_cancelled_in_the_replica_and_a_full_queue_is_t
     assert told == {"go", "came first", "started first", "came second", "cancelled second"}
 
 
+def test_requests_that_share_a_call_are_answered_apart_and_cancelled_together(tmp_path):
+    handle = serve.run(slow_stage(tmp_path), name="shared", route_prefix=None)
+    observed = []
+    call = stage_call(handle, GroupLimits(calls=1, waiting=4), observed.append)
+    happened = partial(sign_of, tmp_path)
+
+    async def start(*names: str) -> list[asyncio.Task]:
+        tasks = [asyncio.create_task(call(patient_request(name))) for name in names]
+        await asyncio.sleep(0)  # each asks before anything else goes on
+        return tasks
+
+    async def share() -> None:
+        (first,) = await start("first")
+        await happened("started first")
+        stays, leaves, never = await start("stays", "leaves", "never")
+        never.cancel()  # while it waits at the caller
+        (tmp_path / "go first").touch()
+        assert (await first).variant == "slow"
+        await happened("started stays")
+        leaves.cancel()  # the call goes on for who stays
+        (tmp_path / "go stays").touch()
+        await happened("started leaves")
+        (tmp_path / "go leaves").touch()
+        assert (await stays).variant == "slow"
+        one, other = await start("one", "other")  # nothing is under way, so they go at once
+        await happened("started one")
+        await happened("came other")
+        one.cancel()
+        other.cancel()  # nobody is left
+        await happened("cancelled one")
+        await happened("cancelled other")
+        (tmp_path / "go").touch()
+
+    asyncio.run(share())
+    serve.delete("shared")
+    assert len(observed) == 3
+    names = {path.name for path in tmp_path.iterdir()}
+    assert not names & {"came never", "cancelled stays", "cancelled leaves", "started other"}
+
+
+async def sign_of(directory: Path, name: str) -> None:
+    """Wait until the slow stage has told of something."""
+    async with asyncio.timeout(30):
+        while not (directory / name).exists():
+            await asyncio.sleep(0.01)
+
+
+def patient_request(name: str) -> StageRequest:
+    return StageRequest(name, 1, 1, None, 0, 5, int(time.time() * 1000) + 60_000)
+
+
 def test_a_client_that_hangs_up_is_worked_for_no_longer(http, home, tmp_path):
     args = AppArgs.model_validate(
         {
             "home": str(home.path),
             "retrieval": {**PATIENT, "candidates": 40},
             "cascading": {**PATIENT, "candidates": 20},
-            "ranking": {**PATIENT, "variants": {"slow": {}}},
+            "ranking": {**PATIENT, "variants": {"slow": {"calls_under_way": 2}}},
             "ingress": {"drain_poll_s": 0.1},
             "limits": {"deadline_ms": 60_000},
         }

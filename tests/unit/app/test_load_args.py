@@ -4,8 +4,9 @@ import pytest
 from pydantic import ValidationError
 from ray import serve
 
-from app.args import AppArgs
+from app.args import AppArgs, VariantArgs
 from app.load_args import ReplicaArgs
+from stages.grouped_calls import GroupLimits
 
 
 @serve.deployment
@@ -45,7 +46,21 @@ def test_every_stage_has_a_share_of_the_time_left():
     assert args.stage_limits()["ranking"].control_share == 0
 
 
+def test_requests_share_calls_once_every_replica_has_one():
+    def limits(**args) -> GroupLimits:
+        return VariantArgs.model_validate(args).group_limits()
+
+    assert limits() == GroupLimits(calls=1, waiting=256)
+    assert limits(num_replicas=6, max_queued_requests=9) == GroupLimits(calls=6, waiting=9)
+    assert limits(calls_under_way=3).calls == 3
+    # Serve starts another replica when there is more than the target under way.
+    scaling = {"max_replicas": 3, "target_ongoing_requests": 2.5}
+    assert limits(autoscaling=scaling).calls == 8
+    assert limits(autoscaling=scaling, calls_under_way=20).calls == 20
+
+
 TWO_WAYS = {"num_replicas": 2, "autoscaling": {"max_replicas": 4}}
+FEW_CALLS = {"autoscaling": {"max_replicas": 4}, "calls_under_way": 15}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +69,8 @@ TWO_WAYS = {"num_replicas": 2, "autoscaling": {"max_replicas": 4}}
         ({"ranking": {"variants": {"a": TWO_WAYS}}}, "not both; remove one"),
         ({"ingress": TWO_WAYS}, "not both; remove one"),
         ({"ingress": {"autoscaling": {"min_replicas": 3, "max_replicas": 2}}}, "at most max_rep"),
+        ({"ranking": {"variants": {"a": FEW_CALLS}}}, "calls_under_way must be at least 16"),
+        ({"ranking": {"variants": {"a": {"calls_under_way": 0}}}}, "greater than or equal to 1"),
         ({"ingress": {"max_ongoing_requests": 128}}, "must be above 128"),
         ({"load": {"admission": {"min_concurrent": 65}}}, "at most max_concurrent=64"),
         ({"load": {"admission": {"refusal_status": 500}}}, "429 or 503"),

@@ -264,6 +264,26 @@ def test_a_dead_arm_is_left_out_after_some_failures_and_comes_back():
     asyncio.run(ask_often())
 
 
+def test_a_lost_call_counts_once_however_many_requests_it_carried():
+    async def lose_a_call_with_many() -> None:
+        lost = ConnectionError("replica died")
+
+        async def carried(request: StageRequest) -> StageResult:
+            raise lost
+
+        graph = make_graph(breaker=BreakerPolicy(failures=2), ranking=carried)
+        variant = graph.arms_of("ranking").variant("a")
+        for _ in range(8):
+            result = await graph.recommend(make_request(), ARMS)
+            assert "failed (ConnectionError)" in result.degraded[0]
+        assert variant.breaker_state == "closed"
+        lost = ConnectionError("replica died, too")
+        await graph.recommend(make_request(), ARMS)
+        assert variant.breaker_state == "open"
+
+    asyncio.run(lose_a_call_with_many())
+
+
 def test_a_full_queue_is_no_reason_to_leave_a_variant_out():
     graph = make_graph(breaker=BreakerPolicy(failures=1), ranking=full)
     asyncio.run(graph.recommend(make_request(), ARMS))

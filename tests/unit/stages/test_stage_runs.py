@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,6 +213,24 @@ def test_server_says_of_a_request_whose_turn_did_not_come_that_it_was_late(tmp_p
         result = server.run(make_request(candidates=some_items(3), deadline_ms=now_ms + 50))
     assert (result.outcome, len(result), result.num_in) == ("late", 0, 3)
     assert "its time was over" in result.reason
+
+
+def test_a_request_that_fails_is_an_answer_so_that_others_of_its_call_are_answered(
+    tmp_path, reader, caplog
+):
+    server, live, registry = make_server(tmp_path, reader)
+    publish_model(registry, "ranking")
+    assert live.poll()
+    request = make_request(candidates=some_items(3))
+    broken = replace(request, user_id=None)
+    with pytest.raises(TypeError):
+        server.run(broken)
+    failed = server.answer(broken)
+    assert (failed.outcome, failed.num_in, len(failed)) == ("failed", 3, 0)
+    assert failed.reason == "failed (TypeError)"
+    assert "ranking/arm-b" in caplog.text
+    assert "TypeError" in caplog.text
+    assert server.answer(request).scores.tolist() == server.run(request).scores.tolist()
 
 
 def test_knobs_change_live_and_bad_ones_change_nothing(tmp_path, reader):

@@ -1,0 +1,176 @@
+"""Requests that come while a variant is busy travel together, in one call.
+
+A call costs both its ends milliseconds, whatever it carries: event loops, messages, wake-ups of a
+process whose caches others have filled since. So a few calls of a variant are under way at a time;
+what comes meanwhile waits here, where cancelling it is free, and shares the next call. While there
+is little to do nothing waits, and every request is a call of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from stages.request import StageRequest, StageResult
+from stages.variant import QueueFullError
+
+REQUESTS_PER_CALL = 8
+"""More save little, and the first of them waits for the last."""
+
+CANDIDATES_PER_CALL = 8_192
+"""Of all requests of a call: what takes long by itself shares with few. It also keeps messages far
+below the 4 MiB that gRPC takes."""
+
+SendGroup = Callable[[tuple[StageRequest, ...]], Awaitable[Sequence[StageResult]]]
+"""One call of a variant: results in the order of the requests. Cancelling it has to cancel what it
+started."""
+
+
+@dataclass(frozen=True)
+class GroupLimits:
+    """How requests travel.
+
+    Attributes:
+        calls: at most this many calls are under way at a time.
+        waiting: at most this many requests wait for one.
+        requests: at most this many requests share a call.
+        candidates: at most this many candidates, of all its requests, unless one has more alone.
+    """
+
+    calls: int
+    waiting: int = 256
+    requests: int = REQUESTS_PER_CALL
+    candidates: int = CANDIDATES_PER_CALL
+
+    def __post_init__(self) -> None:
+        if min(self.calls, self.requests, self.candidates) < 1 or self.waiting < 0:
+            raise ValueError(
+                "calls, requests and candidates must be at least 1 and waiting at least 0, got "
+                f"{self}"
+            )
+
+
+@dataclass(eq=False)
+class _Member:
+    request: StageRequest
+    answer: asyncio.Future[StageResult]
+    call: _Call | None = None  # the call that it travels with
+
+    @property
+    def num_candidates(self) -> int:
+        """Candidates that it brings, or those that it wants back."""
+        return max(len(self.request.candidates), self.request.limit)
+
+
+@dataclass(eq=False)
+class _Call:
+    members: list[_Member]
+    task: asyncio.Task[None] | None = field(default=None)
+
+
+class GroupedCalls:
+    """A `StageCall` whose requests share calls. Belongs to one event loop."""
+
+    def __init__(self, send: SendGroup, limits: GroupLimits) -> None:
+        self._send = send
+        self._limits = limits
+        self._waiting: deque[_Member] = deque()
+        self._under_way: set[_Call] = set()
+        self._starts_soon = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a call."""
+        return len(self._waiting)
+
+    async def __call__(self, request: StageRequest) -> StageResult:
+        """The answer to one request.
+
+        Cancelling it takes it out of those that wait. One that travels with others is dropped when
+        they are, too; the replica does not start what is past its deadline.
+
+        Raises:
+            QueueFullError: as many wait as may.
+            Exception: whatever the call raised, to all that it carried.
+        """
+        member = _Member(request, asyncio.get_running_loop().create_future())
+        if len(self._waiting) - self._num_free() >= self._limits.waiting:
+            raise QueueFullError(
+                f"{self._limits.waiting} requests wait already for the {self._limits.calls} calls "
+                "that may be under way"
+            )
+        self._waiting.append(member)
+        self._start_soon()
+        try:
+            return await member.answer
+        except asyncio.CancelledError:
+            member.answer.cancel()
+            self._left(member)
+            raise
+
+    def _left(self, member: _Member) -> None:
+        """Nobody waits for this one any more."""
+        call = member.call
+        if call is None:
+            self._waiting.remove(member)
+        elif call.task is not None and all(each.answer.cancelled() for each in call.members):
+            call.task.cancel()
+
+    def _num_free(self) -> int:
+        return self._limits.calls - len(self._under_way)
+
+    def _start_soon(self) -> None:
+        """Start calls when all that came with this request are here: those that shared a call in
+        the stage before come in one turn of the event loop."""
+        if not self._starts_soon and self._num_free():
+            self._starts_soon = True
+            asyncio.get_running_loop().call_soon(self._start_calls)
+
+    def _start_calls(self) -> None:
+        self._starts_soon = False
+        # No call takes what another could start with.
+        share = min(self._limits.requests, -(-len(self._waiting) // self._limits.calls))
+        while self._waiting and self._num_free():
+            call = _Call(self._next_group(share))
+            for member in call.members:
+                member.call = call
+            self._under_way.add(call)
+            # A call belongs to none of the requests it carries: where a client goes, Serve cancels
+            # whatever was called in the context of its request.
+            call.task = asyncio.create_task(self._run(call), context=contextvars.Context())
+
+    def _next_group(self, most: int) -> list[_Member]:
+        """Those that have waited longest."""
+        group = [self._waiting.popleft()]
+        num_candidates = group[0].num_candidates
+        while self._waiting and len(group) < most:
+            num_candidates += self._waiting[0].num_candidates
+            if num_candidates > self._limits.candidates:
+                break
+            group.append(self._waiting.popleft())
+        return group
+
+    async def _run(self, call: _Call) -> None:
+        try:
+            results = await self._send(tuple(member.request for member in call.members))
+            if len(results) != len(call.members):
+                raise ValueError(
+                    f"a call of {len(call.members)} requests must have as many results, got "
+                    f"{len(results)}; which is whose is not known"
+                )
+            for member, result in zip(call.members, results, strict=True):
+                if not member.answer.done():
+                    member.answer.set_result(result)
+        except asyncio.CancelledError:  # by all its members, or where it ran
+            for member in call.members:
+                member.answer.cancel()
+        except Exception as error:
+            for member in call.members:
+                if not member.answer.done():
+                    member.answer.set_exception(error)
+        finally:
+            self._under_way.discard(call)
+            self._start_soon()
