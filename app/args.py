@@ -51,8 +51,9 @@ class VariantArgs(ScoringArgs, ReplicaArgs):
     """How often to look for a new version."""
     calls_under_way: PositiveInt | None = None
     """Calls of the arm that an ingress replica has under way at once; requests that come meanwhile
-    share the next one. When not given, one for every replica, and with ``autoscaling`` as many as
-    keep ``max_replicas`` at their target."""
+    share the next one. When not given: one for each of one or two replicas and two for each of
+    more, for Serve finds an idle one among many by chance; with ``autoscaling`` as many as keep
+    ``max_replicas`` at their target."""
 
     @model_validator(mode="after")
     def _autoscaler_sees_the_load(self) -> VariantArgs:
@@ -67,8 +68,9 @@ class VariantArgs(ScoringArgs, ReplicaArgs):
 
     def group_limits(self) -> GroupLimits:
         """How requests of this arm share calls."""
-        least = self._calls_to_scale_up() or self.num_replicas or 1
-        return GroupLimits(self.calls_under_way or least, waiting=self.max_queued_requests)
+        replicas = self.num_replicas or 1
+        calls = self._calls_to_scale_up() or (replicas if replicas <= 2 else 2 * replicas)
+        return GroupLimits(self.calls_under_way or calls, waiting=self.max_queued_requests)
 
     def _calls_to_scale_up(self) -> int:
         """Calls under way at which Serve starts every replica that it may; 0 where their number is

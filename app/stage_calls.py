@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from stages.grouped_calls import GroupedCalls, GroupLimits
+from stages.grouped_calls import GroupedCalls, GroupLimits, Reply
 from stages.request import StageName, StageRequest, StageResult, StageStatus
 from stages.variant import QueueFullError, StageCall
 
@@ -31,17 +31,18 @@ def stage_call(
         method_name="run", request_serialization="pickle", response_serialization="pickle"
     )
 
-    async def send(requests: tuple[StageRequest, ...]) -> list[StageResult]:
+    async def send(requests: tuple[StageRequest, ...]) -> Reply:
         response = run.remote(requests)
         try:
-            results: list[StageResult] = await response
+            results: Reply = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
         except BackPressureError as error:
             raise QueueFullError(str(error)) from error
         for result in results:
-            observe(result)
+            if result is not None:
+                observe(result)
         return results
 
     return GroupedCalls(send, limits)

@@ -3,7 +3,6 @@ test; what a stage does is in `stages.server` and below."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from marm.scoring_plan import ScoringPlan
 from stages.assemble import EXACT, OpenMemory, build_cascading, build_ranking, build_retrieval
 from stages.executor import StageThreads
 from stages.freed_memory import keep_freed_memory
+from stages.grouped_calls import answer_together
 from stages.index_args import IndexArgs
 from stages.knobs import CascadingKnobs, RankingKnobs, RetrievalKnobs, StageKnobs
 from stages.live_model import LiveModel
@@ -73,14 +73,15 @@ class StageReplica:
         """Take new live settings; a version they name is loaded in the background."""
         self._server.reconfigure(user_config)
 
-    async def run(self, requests: tuple[StageRequest, ...]) -> list[StageResult]:
-        """Answer requests in their order, off the event loop; one that fails fails alone.
+    async def run(self, requests: tuple[StageRequest, ...]) -> list[StageResult | None]:
+        """Answer the requests of a call, off the event loop; one that fails fails alone.
 
         When the call is cancelled, those of its requests that still wait are dropped.
         """
-        return await asyncio.gather(
-            *(self._threads.run(self._server.answer, request) for request in requests)
-        )
+        return await answer_together(self._answer, requests)
+
+    async def _answer(self, request: StageRequest) -> StageResult:
+        return await self._threads.run(self._server.answer, request)
 
     async def status(self) -> StageStatus:
         """Whether this variant can serve, and with what."""

@@ -28,8 +28,9 @@ class StageThreads:
     """Runs blocking calls off the event loop, at most ``num_threads`` at once.
 
     Cancelling the awaiting task takes a call that has not started out of the queue; one that runs
-    learns of it from `nobody_waits`, for a thread can't be stopped. The queue is as long as the
-    callers that wait, whom Serve bounds by ``max_ongoing_requests``.
+    learns of it from `nobody_waits`, for a thread can't be stopped. The queue is as long as callers
+    let it be: Serve bounds their calls by ``max_ongoing_requests``, `stages.grouped_calls` the
+    requests of a call.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:

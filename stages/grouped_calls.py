@@ -2,17 +2,20 @@
 
 A call costs both its ends milliseconds, whatever it carries: event loops, messages, wake-ups of a
 process whose caches others have filled since. So a few calls of a variant are under way at a time;
-what comes meanwhile waits here, where cancelling it is free, and shares the next call. While there
-is little to do nothing waits, and every request is a call of its own.
+what comes meanwhile waits here, where cancelling it is free, and shares the next call. While calls
+are free nothing waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from stages.request import StageRequest, StageResult
 from stages.variant import QueueFullError
@@ -24,9 +27,41 @@ CANDIDATES_PER_CALL = 8_192
 """Of all requests of a call: what takes long by itself shares with few. It also keeps messages far
 below the 4 MiB that gRPC takes."""
 
-SendGroup = Callable[[tuple[StageRequest, ...]], Awaitable[Sequence[StageResult]]]
-"""One call of a variant: results in the order of the requests. Cancelling it has to cancel what it
-started."""
+REPLY_MS = 50.0
+"""A shared call is answered so long before the first of its requests is late."""
+
+Reply = Sequence[StageResult | None]
+"""Results in the order of the requests of a call; None for one that is to be asked again."""
+
+SendGroup = Callable[[tuple[StageRequest, ...]], Awaitable[Reply]]
+"""One call of a variant. Cancelling it has to cancel what it started."""
+
+
+class CallCancelledError(RuntimeError):
+    """A call was cancelled where it ran, though its requests are waited for."""
+
+
+async def answer_together(
+    answer: Callable[[StageRequest], Awaitable[StageResult]], requests: tuple[StageRequest, ...]
+) -> list[StageResult | None]:
+    """What a replica makes of a call: the result of each request.
+
+    Requests that share a call must not make each other late: the reply leaves before the first of
+    those that still have time is late, with None for what is not computed by then.
+    """
+    if len(requests) == 1:
+        return [await answer(requests[0])]
+    tasks = [asyncio.ensure_future(answer(request)) for request in requests]
+    now_ms = time.time() * 1000
+    deadlines_ms = [each.deadline_ms for each in requests if each.deadline_ms > now_ms]
+    # Those that came too late say so themselves, at once.
+    left_s = max(0.0, min(deadlines_ms) - now_ms - REPLY_MS) / 1000 if deadlines_ms else None
+    try:
+        await asyncio.wait(tasks, timeout=left_s)
+    finally:
+        for task in tasks:
+            task.cancel()  # nothing, where it is done
+    return [task.result() if task.done() else None for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -58,6 +93,7 @@ class _Member:
     request: StageRequest
     answer: asyncio.Future[StageResult]
     call: _Call | None = None  # the call that it travels with
+    travels_alone: bool = False
 
     @property
     def num_candidates(self) -> int:
@@ -90,11 +126,13 @@ class GroupedCalls:
         """The answer to one request.
 
         Cancelling it takes it out of those that wait. One that travels with others is dropped when
-        they are, too; the replica does not start what is past its deadline.
+        they are, too; the replica does not start what is past its deadline. One that a shared call
+        had no time for travels once more, alone.
 
         Raises:
             QueueFullError: as many wait as may.
-            Exception: whatever the call raised, to all that it carried.
+            CallCancelledError: the call was cancelled, but not from here.
+            Exception: whatever the call raised, one error for all that it carried.
         """
         member = _Member(request, asyncio.get_running_loop().create_future())
         if len(self._waiting) - self._num_free() >= self._limits.waiting:
@@ -115,7 +153,8 @@ class GroupedCalls:
         """Nobody waits for this one any more."""
         call = member.call
         if call is None:
-            self._waiting.remove(member)
+            with suppress(ValueError):
+                self._waiting.remove(member)
         elif call.task is not None and all(each.answer.cancelled() for each in call.members):
             call.task.cancel()
 
@@ -131,6 +170,7 @@ class GroupedCalls:
 
     def _start_calls(self) -> None:
         self._starts_soon = False
+        self._waiting = deque(each for each in self._waiting if not each.answer.done())
         # No call takes what another could start with.
         share = min(self._limits.requests, -(-len(self._waiting) // self._limits.calls))
         while self._waiting and self._num_free():
@@ -141,12 +181,20 @@ class GroupedCalls:
             # A call belongs to none of the requests it carries: where a client goes, Serve cancels
             # whatever was called in the context of its request.
             call.task = asyncio.create_task(self._run(call), context=contextvars.Context())
+            # Not by the task itself, which is never run when it is cancelled before it starts.
+            call.task.add_done_callback(partial(self._ended, call))
+
+    def _ended(self, call: _Call, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(call)
+        self._start_soon()
 
     def _next_group(self, most: int) -> list[_Member]:
         """Those that have waited longest."""
         group = [self._waiting.popleft()]
         num_candidates = group[0].num_candidates
         while self._waiting and len(group) < most:
+            if group[0].travels_alone or self._waiting[0].travels_alone:
+                break
             num_candidates += self._waiting[0].num_candidates
             if num_candidates > self._limits.candidates:
                 break
@@ -162,15 +210,23 @@ class GroupedCalls:
                     f"{len(results)}; which is whose is not known"
                 )
             for member, result in zip(call.members, results, strict=True):
-                if not member.answer.done():
-                    member.answer.set_result(result)
-        except asyncio.CancelledError:  # by all its members, or where it ran
-            for member in call.members:
-                member.answer.cancel()
+                self._hand_over(member, result)
+        except asyncio.CancelledError:  # by all its members, who are gone, or where it ran
+            _fail(call, CallCancelledError("the call was cancelled where it ran"))
         except Exception as error:
-            for member in call.members:
-                if not member.answer.done():
-                    member.answer.set_exception(error)
-        finally:
-            self._under_way.discard(call)
-            self._start_soon()
+            _fail(call, error)
+
+    def _hand_over(self, member: _Member, result: StageResult | None) -> None:
+        if member.answer.done():
+            return
+        if result is not None:
+            member.answer.set_result(result)
+            return
+        member.call, member.travels_alone = None, True
+        self._waiting.appendleft(member)
+
+
+def _fail(call: _Call, error: Exception) -> None:
+    for member in call.members:
+        if not member.answer.done():
+            member.answer.set_exception(error)

@@ -118,6 +118,7 @@ class Variant:
             else:
                 self._breaker.failed()
         else:
+            self._last_error = None
             self._breaker.succeeded()
         outcome: CallOutcome = answer.kind if isinstance(answer, Lost) else "ok"
         elapsed_ms = (time.perf_counter() - started_s) * 1000

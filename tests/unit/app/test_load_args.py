@@ -51,7 +51,8 @@ def test_requests_share_calls_once_every_replica_has_one():
         return VariantArgs.model_validate(args).group_limits()
 
     assert limits() == GroupLimits(calls=1, waiting=256)
-    assert limits(num_replicas=6, max_queued_requests=9) == GroupLimits(calls=6, waiting=9)
+    assert limits(num_replicas=2).calls == 2
+    assert limits(num_replicas=6, max_queued_requests=9) == GroupLimits(calls=12, waiting=9)
     assert limits(calls_under_way=3).calls == 3
     # Serve starts another replica when there is more than the target under way.
     scaling = {"max_replicas": 3, "target_ongoing_requests": 2.5}
