@@ -61,7 +61,7 @@ class AutoscalingArgs(Strict):
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 4.0
-    """Requests in work and in queues, per replica."""
+    """Requests in work and in queues, per replica; of an arm, calls (`docs/serving/load.md`)."""
     upscale_delay_s: DelayS = 3.0
     downscale_delay_s: DelayS = 120.0
     look_back_period_s: Annotated[float, Field(gt=10, le=3600)] = 15.0
@@ -87,7 +87,8 @@ class ReplicaArgs(Strict):
     """CPUs reserved per replica; torch uses as many threads, at least one."""
     max_ongoing_requests: PositiveInt = 32
     max_queued_requests: PositiveInt = 256
-    """Of an arm, at each ingress replica: requests beyond are refused, see ``calls_under_way``."""
+    """More are refused. Of an arm: what waits for a call at each ingress replica; of the ingress:
+    what waits for it in Serve."""
     drain_poll_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     """How often a replica that is to end looks whether requests are left."""
     drain_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
