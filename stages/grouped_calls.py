@@ -47,15 +47,16 @@ async def answer_together(
     """What a replica makes of a call: the result of each request.
 
     Requests that share a call must not make each other late: the reply leaves before the first of
-    those that still have time is late, with None for what is not computed by then.
+    those that can still be answered in time is late, with None for what is not computed by then.
     """
     if len(requests) == 1:
         return [await answer(requests[0])]
     tasks = [asyncio.ensure_future(answer(request)) for request in requests]
     now_ms = time.time() * 1000
-    deadlines_ms = [each.deadline_ms for each in requests if each.deadline_ms > now_ms]
-    # Those that came too late say so themselves, at once.
-    left_s = max(0.0, min(deadlines_ms) - now_ms - REPLY_MS) / 1000 if deadlines_ms else None
+    left_ms = [each.deadline_ms - now_ms - REPLY_MS for each in requests]
+    left_s = min((left for left in left_ms if left > 0), default=None)
+    if left_s is not None:
+        left_s /= 1000
     try:
         await asyncio.wait(tasks, timeout=left_s)
     finally:
@@ -185,6 +186,7 @@ class GroupedCalls:
             call.task.add_done_callback(partial(self._ended, call))
 
     def _ended(self, call: _Call, task: asyncio.Task[None]) -> None:
+        _fail(call, CallCancelledError("the call was cancelled before it began"))
         self._under_way.discard(call)
         self._start_soon()
 
@@ -222,11 +224,16 @@ class GroupedCalls:
         if result is not None:
             member.answer.set_result(result)
             return
+        if member.travels_alone:
+            member.answer.set_exception(RuntimeError("a call of one request came back without it"))
+            return
         member.call, member.travels_alone = None, True
+        # So that the newest goes first: what has waited longer is more often past saving.
         self._waiting.appendleft(member)
 
 
 def _fail(call: _Call, error: Exception) -> None:
+    """Tell those that still travel with the call."""
     for member in call.members:
-        if not member.answer.done():
+        if member.call is call and not member.answer.done():
             member.answer.set_exception(error)
