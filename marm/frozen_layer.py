@@ -15,6 +15,8 @@ from marm.attention import TargetAttention
 from marm.dense_attention import FusedAttention
 from marm.found_attention import SearchedRows, found_attention
 from marm.key_inputs import KeyInputs, Workspace, blocks
+from marm.layer_end import layer_end
+from marm.normed_linear import normed_linear
 from marm.precision import Precision
 from marm.row_projection import BlockedProjection, RowProjection, row_projection
 from marm.search import Categories, Found, RowSearch
@@ -59,27 +61,22 @@ class FrozenLayer:
         )
         self._absorbed_attention = FusedAttention(precision.dtype)
         scale = self._width**-0.5
-        self._query_norm = _Norm(layer.query_norm)
-        self._query = _Linear(layer.query.weight * scale, layer.query.bias * scale, precision)
+        self._query = normed_linear(
+            layer.query_norm, layer.query.weight * scale, layer.query.bias * scale, precision
+        )
         self._key_value_weight = precision.weight(layer.key_value.weight)
         self._projection: RowProjection = (
             BlockedProjection(layer.key_value.weight, precision)
             if norms is None
             else row_projection(layer.key_value.weight, norms, precision)
         )
-        self._output = _linear(layer.output, precision)
         residual = layer.residual
         self._residual = _linear(residual, precision) if isinstance(residual, nn.Linear) else None
-        norm, wide, _, narrow = layer.feed_forward
-        assert isinstance(norm, nn.LayerNorm)
-        assert isinstance(wide, nn.Linear)
-        assert isinstance(narrow, nn.Linear)
-        self._forward_norm = _Norm(norm)
-        self._wide, self._narrow = _linear(wide, precision), _linear(narrow, precision)
+        self._end = layer_end(layer, precision)
 
     def queries(self, x_MC: Tensor) -> Tensor:
         """Scaled queries ``[H, M, E]``."""
-        q_MD = self._query(self._query_norm(x_MC))
+        q_MD = self._query(x_MC)
         return q_MD.view(-1, self.num_heads, self._width).transpose(0, 1)
 
     def attend(self, q_HME: Tensor, keys: KeyInputs, bias_HN: Tensor) -> Tensor:
@@ -141,9 +138,7 @@ class FrozenLayer:
         """Residual connection and feed-forward block, ``[M, D]`` in single precision."""
         context_MD = context_HME.transpose(0, 1).reshape(-1, self.dim)
         x_MD = x_MC if self._residual is None else self._residual(x_MC).float()
-        y_MD = x_MD + self._output(context_MD)
-        hidden = nn.functional.gelu(self._wide(self._forward_norm(y_MD)))
-        return y_MD + self._narrow(hidden)
+        return self._end(x_MD, context_MD)
 
     def keys_and_values(self, keys: KeyInputs) -> tuple[Tensor, Tensor]:
         """Keys and values of the rows and of the null key, both ``[H, N, E]``, until the next call
@@ -191,14 +186,6 @@ class _Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._precision.linear(x, self._weight, self._bias)
-
-
-class _Norm:
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        self._weight, self._bias, self._eps = norm.weight.detach(), norm.bias.detach(), norm.eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return nn.functional.layer_norm(x, x.shape[-1:], self._weight, self._bias, self._eps)
 
 
 def _linear(linear: nn.Linear, precision: Precision) -> _Linear:

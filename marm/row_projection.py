@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from marm.kernels.checked_address import address_of
+from marm.kernels.checked_address import address_of, in_rows
 from marm.kernels.native_code import host_registers
-from marm.kernels.projection_code import BLOCK_ROWS, ProjectionShape, compile_projection
+from marm.kernels.product_code import EPSILON, even_blocks
+from marm.kernels.projection_code import ProjectionShape, compile_projection
 from marm.key_inputs import KeyInputs, blocks
 from marm.precision import Precision
 
@@ -46,15 +47,21 @@ class ProjectionKernel:
     """
 
     def __init__(
-        self, weight: Tensor, norms: Sequence[nn.LayerNorm], shape: ProjectionShape
+        self,
+        weight: Tensor,
+        norms: Sequence[nn.LayerNorm],
+        shape: ProjectionShape,
+        bias: Tensor | None = None,
     ) -> None:
+        """``weight`` is ``[products * columns, C]``, ``bias`` as long."""
         self._run, self._shape = compile_projection(shape), shape
         weight_2DC = weight.detach()
         scale_C = torch.cat([norm.weight.detach() for norm in norms])
         bias_C = torch.cat([norm.bias.detach() for norm in norms])
         by_tile = (weight_2DC * scale_C).view(-1, shape.tile, len(scale_C))
         self._weight = by_tile.transpose(1, 2).contiguous()
-        self._offset = (weight_2DC.double() @ bias_C.double()).float()
+        offset = weight_2DC.double() @ bias_C.double()
+        self._offset = (offset if bias is None else offset + bias.detach()).float()
 
     def project(self, keys: KeyInputs, out_2ND: Tensor) -> None:
         """See `RowProjection.project`; each half of ``out`` is contiguous.
@@ -63,12 +70,15 @@ class ProjectionKernel:
             ValueError: when it is not, or when sources or ``out`` have other shapes than the norms
                 and the weight, or ``out`` is not in single precision.
         """
-        sources, widths = keys.sources(), self._shape.sources
+        self.write(keys.sources(), len(keys), out_2ND)
+
+    def write(self, sources: Sequence[Tensor], num_rows: int, out_PND: Tensor) -> None:
+        """The products of rows whose ``sources`` lie side by side; raises as `project` does."""
+        widths = self._shape.sources
         if len(sources) != len(widths):
             raise ValueError(f"key inputs must have {len(widths)} sources, got {len(sources)}")
-        sources = [source.float() for source in sources]
-        sources = [x if x.stride(-1) == 1 else x.contiguous() for x in sources]
-        num_rows, columns, apart = len(keys), self._shape.columns, out_2ND.stride(0)
+        sources = [in_rows(source.float()) for source in sources]
+        columns, apart = self._shape.columns, out_PND.stride(0)
         if apart < num_rows * columns:
             raise ValueError(f"the halves of out lie {apart} numbers apart, so that they overlap")
         places = []
@@ -76,12 +86,14 @@ class ProjectionKernel:
             strides = (x.stride(0), 1)
             places += [address_of(f"source {i}", x, (num_rows, width), strides=strides), strides[0]]
         shape, strides_out = (self._shape.products, num_rows, columns), (apart, columns, 1)
+        num_tasks, at_once = even_blocks(num_rows)
         self._run(
-            -(-num_rows // BLOCK_ROWS),
+            num_tasks,
+            num_rows,
+            at_once,
             self._weight.data_ptr(),
             self._offset.data_ptr(),
-            address_of("out", out_2ND, shape, strides=strides_out),
-            num_rows,
+            address_of("out", out_PND, shape, strides=strides_out),
             apart,
             *places,
         )
@@ -92,7 +104,7 @@ def row_projection(
 ) -> RowProjection:
     """The fastest projection of rows that these norms come before."""
     registers = host_registers() if weight.device.type == "cpu" else None
-    plain = precision.dtype == torch.float32 and all(norm.eps == 1e-5 for norm in norms)
+    plain = precision.dtype == torch.float32 and all(norm.eps == EPSILON for norm in norms)
     if registers is None or not plain:
         return BlockedProjection(weight, precision)
     widths = tuple(len(norm.weight) for norm in norms)
