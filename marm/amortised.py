@@ -96,7 +96,7 @@ class AmortisedAttention:
         stored = index == 0 or index <= rows.history.memory_NLD.shape[1]
         num_rows = len(rows) if stored else 0
         q_HME = layer.queries(x_MC)
-        if not num_rows or not len(x_MC):  # the null key alone, or nobody who asks
+        if not num_rows or not x_MC.shape[0]:  # the null key alone, or nobody who asks
             if found is not None:
                 found.append(_nothing_found(x_MC))
             return layer.finish(x_MC, torch.zeros_like(q_HME))
@@ -144,7 +144,7 @@ class _Rows:
         return _Rows(history, mask_N.nonzero().squeeze(1))
 
     def __len__(self) -> int:
-        return len(self.live_NF)
+        return self.live_NF.shape[0]
 
     def memory(self, layer: int, part: slice) -> Tensor:
         """Cached vectors of one layer of some rows, ``[rows, D]``."""

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from marm.dense_attention import FusedAttention
 from marm.kernels.attention_code import Tiling, compile_attention
-from marm.kernels.checked_address import address_of
+from marm.kernels.checked_address import address_of, in_rows
 from marm.kernels.native_code import host_registers
-from marm.kernels.vector_code import LOG2_E
 
 _SMALLEST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**90
 """Sums of weights between these were formed without anything that overflowed or vanished."""
@@ -68,42 +67,37 @@ class KernelAttention:
         values = address_of("values", v_HNE, rows_shape, strides=(*strides, 1))
         if num_candidates == 0:
             return torch.empty_like(q_HME)
-        queries = self._tiled(q_HME)
-        num_tiles = queries.shape[1]
-        bias_HN = bias_HN.float()
-        powers_HN = ((bias_HN - bias_HN[:, -1:]) * LOG2_E).contiguous()
-        out = torch.empty_like(queries)
-        sums = queries.new_empty((num_heads, num_tiles, self._tile))
+        q_HME, bias_HN = in_rows(q_HME), in_rows(bias_HN.float())
+        num_tiles = -(-num_candidates // self._tile)
+        # A candidate's heads side by side, as the layer wants them next.
+        out_MHE = q_HME.new_empty((num_candidates, num_heads, width))
+        sums = q_HME.new_empty((num_heads, num_tiles, self._tile))
+        scratch = q_HME.new_empty((num_heads, 2, num_tiles, width, self._tile))
         at_once, per_head = _shares(num_heads, num_tiles)
+        query_strides, bias_strides = q_HME.stride(), bias_HN.stride()
         self._run(
             num_heads * per_head,
-            address_of("queries", queries, (num_heads, num_tiles, width, self._tile)),
+            address_of("queries", q_HME, tuple(q_HME.shape), strides=query_strides),
             keys,
             values,
-            address_of("biases", powers_HN, (num_heads, num_rows)),
-            address_of("outputs", out, tuple(queries.shape)),
-            address_of("sums", sums, (num_heads, num_tiles, self._tile)),
+            address_of("biases", bias_HN, (num_heads, num_rows), strides=bias_strides),
+            out_MHE.data_ptr(),
+            sums.data_ptr(),
+            scratch.data_ptr(),
+            num_candidates,
             num_rows,
             num_tiles,
             at_once,
             per_head,
+            *query_strides[:2],
             *strides,
+            bias_strides[0],
+            num_heads * width,
         )
-        smallest, largest = (float(x) for x in sums.aminmax())
-        if not (smallest > _SMALLEST_SUM and largest < _LARGEST_SUM):
+        smallest, largest = sums.aminmax()
+        if not (smallest.item() > _SMALLEST_SUM and largest.item() < _LARGEST_SUM):
             return self._otherwise.attend(q_HME, k_HNE, v_HNE, bias_HN)
-        out /= sums.unsqueeze(2)
-        # A candidate's heads side by side, as the layer wants them next.
-        mixed_MHE = out.permute(1, 3, 0, 2).reshape(-1, num_heads, width)[:num_candidates]
-        return mixed_MHE.transpose(0, 1)
-
-    def _tiled(self, q_HME: Tensor) -> Tensor:
-        """Queries in units of log2, ``[H, tiles, E, candidates of a tile]``."""
-        num_heads, num_candidates, width = q_HME.shape
-        padded = -(-num_candidates // self._tile) * self._tile
-        whole = q_HME.new_zeros((num_heads, padded, width))
-        torch.mul(q_HME, LOG2_E, out=whole[:, :num_candidates])
-        return whole.view(num_heads, -1, self._tile, width).transpose(2, 3).contiguous()
+        return out_MHE.transpose(0, 1)
 
 
 def _shares(num_heads: int, num_tiles: int) -> tuple[int, int]:

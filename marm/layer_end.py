@@ -72,7 +72,7 @@ class LayerEndKernel:
         Raises:
             ValueError: when they have other shapes than the layer, or are not in single precision.
         """
-        num_candidates = len(x_MD)
+        num_candidates = x_MD.shape[0]
         out_MD = x_MD.new_empty((num_candidates, self._shape.dim))
         arrays = {"x": x_MD, "context": context_MD, "out": out_MD}
         arrays = {name: in_rows(array) for name, array in arrays.items()}

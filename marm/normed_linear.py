@@ -56,8 +56,9 @@ class NormedLinearKernel:
         Raises:
             ValueError: for candidates of another width.
         """
-        out_1MD = x_MC.new_empty((1, len(x_MC), self._width), dtype=torch.float32)
-        self._projection.write([x_MC], len(x_MC), out_1MD)
+        num_candidates = x_MC.shape[0]
+        out_1MD = x_MC.new_empty((1, num_candidates, self._width), dtype=torch.float32)
+        self._projection.write([x_MC], num_candidates, out_1MD)
         return out_1MD[0]
 
 

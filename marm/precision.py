@@ -58,7 +58,8 @@ class FullPrecision(Precision):
 
     def attention(self, head_width: int, device: torch.device) -> DenseAttention:
         """See `Precision.attention`."""
-        return _single_precision_attention(head_width, device)
+        tiling = host_tiling() if device.type == "cpu" else None
+        return FusedAttention() if tiling is None else KernelAttention(head_width, tiling)
 
 
 class HalfPrecision(Precision):
@@ -71,23 +72,6 @@ class HalfPrecision(Precision):
     def attention(self, head_width: int, device: torch.device) -> DenseAttention:
         """See `Precision.attention`."""
         return FusedAttention(torch.bfloat16)
-
-
-class MixedHalfPrecision(HalfPrecision):
-    """bfloat16 for CPUs that multiply it (AVX-512 BF16) but have no matrix units.
-
-    Linear maps gain from it. torch's fused attention loses, being slower than in single precision
-    there: attention is in single precision, over keys and values that were rounded.
-    """
-
-    def attention(self, head_width: int, device: torch.device) -> DenseAttention:
-        """See `Precision.attention`."""
-        return _single_precision_attention(head_width, device)
-
-
-def _single_precision_attention(head_width: int, device: torch.device) -> DenseAttention:
-    tiling = host_tiling() if device.type == "cpu" else None
-    return FusedAttention() if tiling is None else KernelAttention(head_width, tiling)
 
 
 def _onednn_linear() -> Callable[..., Tensor] | None:
@@ -108,8 +92,8 @@ def build_precision(name: str, device: torch.device) -> Precision:
     fast_half = fast_half_precision(device)
     if name == "bf16" and fast_half is None:
         raise ValueError(
-            f"precision bf16 needs a {device.type} with bfloat16 units (AVX-512 BF16 or AMX on a "
-            "CPU); this one would be slower than with fp32. Use fp32 or auto"
+            f"precision bf16 needs a {device.type} with units for products of bfloat16 matrices "
+            "(AMX on a CPU); this one would be slower than with fp32. Use fp32 or auto"
         )
     if name == "fp32" or fast_half is None:
         return FullPrecision()
@@ -117,12 +101,13 @@ def build_precision(name: str, device: torch.device) -> Precision:
 
 
 def fast_half_precision(device: torch.device) -> Precision | None:
-    """bfloat16 as ``device`` computes it fastest; None when it has no units for it."""
+    """bfloat16 where ``device`` computes faster with it than in single precision.
+
+    A CPU that multiplies it in vectors only (AVX-512 BF16) does not: products of this size gain no
+    more than it costs to convert around them, and the kernels of single precision are faster.
+    """
     if device.type == "cuda":  # not verified: developed without such a device
         return HalfPrecision() if torch.cuda.is_bf16_supported() else None
-    if device.type != "cpu":
-        return None
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("amx_bf16", False):
-        return HalfPrecision()
-    return MixedHalfPrecision() if capabilities.get("avx512_bf16", False) else None
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False):
+        return HalfPrecision()  # not verified: developed without such a CPU
+    return None

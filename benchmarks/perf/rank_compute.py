@@ -34,7 +34,7 @@ from benchmarks.perf.figures import (
 from benchmarks.perf.rank_compute_case import RankingCase, Shape
 from benchmarks.perf.rank_compute_decoder import FullDecoder
 from benchmarks.perf.timing import Case, Ratio, Seconds, ratio_of_medians, spread, time_in_turn
-from marm.precision import FullPrecision, fast_half_precision
+from marm.precision import FullPrecision, build_precision
 from marm.search import TopRows
 
 _GEMM_WIDTH = 2048
@@ -143,16 +143,15 @@ def _over_decoders(
             _target(_NAIVE, num_rows),
         ),
     ]
-    if "rank_best" in seconds:
-        figures.append(
-            _ratio(
-                "rank_best_over_full_sa" if is_long else f"rank_best_over_full_sa_{num_rows}",
-                seconds["rank_best"],
-                seconds["full_sa"],
-                "at the CPU's best precision, over the decoder in single precision",
-                at_most(_BEST_OVER_FULL_SA) if is_long else None,
-            )
+    figures.append(
+        _ratio(
+            "rank_best_over_full_sa" if is_long else f"rank_best_over_full_sa_{num_rows}",
+            seconds["rank_best"],
+            seconds["full_sa"],
+            "at the CPU's best precision, over the decoder in single precision",
+            at_most(_BEST_OVER_FULL_SA) if is_long else None,
         )
+    )
     return figures
 
 
@@ -194,6 +193,7 @@ def _cases(settings: RankComputeSettings, num_rows: int) -> dict[str, Case]:
     history, query = case.history, case.query_MF
     few = query[: settings.few_candidates].clone()
     dense, searching = case.frozen(full), case.frozen(full, TopRows(settings.search_k))
+    best = case.frozen(build_precision("auto", torch.device("cpu")))
     decoder = FullDecoder(case.weights, shape.depth + 1)
     lean = FullDecoder(case.weights, shape.depth)
     square = torch.randn(_GEMM_WIDTH, _GEMM_WIDTH)
@@ -207,12 +207,9 @@ def _cases(settings: RankComputeSettings, num_rows: int) -> dict[str, Case]:
         "gsu": lambda: searching.outputs(query, history),
         "naive": lambda: decoder.candidates(query[:1], history.live_NF),
         "one_by_one": lambda: case.one_by_one(settings.one_by_one_candidates),
+        "rank_best": lambda: best.outputs(query, history),
         "gemm": lambda: torch.mm(square, square, out=product),
     }
-    half = fast_half_precision(torch.device("cpu"))
-    if half is not None:
-        best = case.frozen(half)
-        runs["rank_best"] = lambda: best.outputs(query, history)
     return {name: _timed(run) for name, run in runs.items()}
 
 

@@ -26,7 +26,7 @@ def address_of(
         ValueError: when it is anything else, or not in the CPU's memory.
     """
     lies = x.is_contiguous() if strides is None else x.stride() == strides
-    if x.device.type != "cpu" or x.dtype != dtype or x.shape != shape or not lies:
+    if not x.is_cpu or x.dtype != dtype or x.shape != shape or not lies:
         expected = "contiguous" if strides is None else f"with strides {strides}"
         raise ValueError(
             f"{name} must be {dtype} on the CPU of shape {shape}, {expected}; got {x.dtype} on "

@@ -20,7 +20,6 @@ from marm.memory import Namespace, UserRows
 from marm.precision import (
     FullPrecision,
     HalfPrecision,
-    MixedHalfPrecision,
     Precision,
     build_precision,
     fast_half_precision,
@@ -32,7 +31,7 @@ from marm.search_reference import searched_outputs
 from marm.sequence import NUM_DISTANCE_BUCKETS, NUM_GAP_BUCKETS
 
 CPU = torch.device("cpu")
-PRECISIONS = [FullPrecision(), HalfPrecision(), MixedHalfPrecision()]
+PRECISIONS = [FullPrecision(), HalfPrecision()]
 FEATURES = 12
 
 
@@ -185,7 +184,7 @@ def test_logits_too_large_for_a_bare_exponential_are_still_right() -> None:
     attention = attention_of(1, 2, scale=3.0)
     history = history_of(60, 1)
     query = torch.randn(5, FEATURES) * 10
-    fast = AmortisedAttention(attention, MixedHalfPrecision()).outputs(query, history)
+    fast = AmortisedAttention(attention, FullPrecision()).outputs(query, history)
     assert all(y.isfinite().all() for y in fast)
 
 
@@ -240,7 +239,7 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("capabilities", "kind"),
     [
-        ({"avx512_bf16": True}, MixedHalfPrecision),
+        ({"avx512_bf16": True}, FullPrecision),
         ({"avx512_bf16": True, "amx_bf16": True}, HalfPrecision),
     ],
 )

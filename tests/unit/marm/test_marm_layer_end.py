@@ -11,7 +11,7 @@ from marm.kernels.layer_end_code import LayerEndShape
 from marm.kernels.native_code import Registers, host_registers
 from marm.kernels.product_code import BLOCK_ROWS, even_blocks
 from marm.layer_end import LayerEndKernel, PlainLayerEnd, layer_end
-from marm.precision import FullPrecision, MixedHalfPrecision
+from marm.precision import FullPrecision, HalfPrecision
 
 needs_kernels = pytest.mark.skipif(host_registers() is None, reason="no fused multiply-add here")
 
@@ -126,7 +126,7 @@ def test_inputs_that_do_not_fit_are_refused(x: Tensor, context: Tensor, message:
 
 
 def test_what_the_kernel_cannot_do_is_left_to_torch() -> None:
-    half = MixedHalfPrecision()
+    half = HalfPrecision()
     for layer, precision in (
         (layer_of(20), FullPrecision()),
         (layer_of(1024), FullPrecision()),

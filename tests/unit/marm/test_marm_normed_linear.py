@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from marm.kernels.native_code import host_registers
 from marm.normed_linear import NormedLinearKernel, PlainNormedLinear, normed_linear
-from marm.precision import FullPrecision, MixedHalfPrecision
+from marm.precision import FullPrecision, HalfPrecision
 
 needs_kernels = pytest.mark.skipif(host_registers() is None, reason="no fused multiply-add here")
 
@@ -50,4 +50,4 @@ def test_what_the_kernel_cannot_do_is_left_to_torch() -> None:
     assert isinstance(normed_linear(*norm_and_linear(width=12), full), PlainNormedLinear)
     assert isinstance(normed_linear(*norm_and_linear(dim=20), full), PlainNormedLinear)
     assert isinstance(normed_linear(*norm_and_linear(eps=1e-3), full), PlainNormedLinear)
-    assert isinstance(normed_linear(*norm_and_linear(), MixedHalfPrecision()), PlainNormedLinear)
+    assert isinstance(normed_linear(*norm_and_linear(), HalfPrecision()), PlainNormedLinear)
