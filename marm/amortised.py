@@ -64,12 +64,12 @@ class AmortisedAttention:
             if isinstance(layer, TargetAttention)
         ]
         recency = attention.recency
-        pairs = recency.distance[:, None] + recency.gap[None, :]
+        pairs = recency.distance[:, None].float() + recency.gap[None, :].float()
         self._bias_table = pairs.detach().flatten(0, 1)  # [pair, (L + 1) * H]
         nulls: list[Tensor] = [
             layer.null_logit for layer in modules if isinstance(layer, TargetAttention)
         ]
-        self._null_X1 = torch.cat(nulls).detach().unsqueeze(1)  # [(L + 1) * H, 1]
+        self._null_X1 = torch.cat(nulls).detach().float().unsqueeze(1)  # [(L + 1) * H, 1]
 
     def outputs(
         self, query_MC: Tensor, history: UserHistory, found: list[Found] | None = None

@@ -14,18 +14,11 @@ from torch import Tensor
 from marm.dense_attention import FusedAttention
 from marm.kernels.attention_code import Tiling, compile_attention
 from marm.kernels.checked_address import address_of, in_rows
-from marm.kernels.native_code import host_registers
 
 _SMALLEST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**90
 """Sums of weights between these were formed without anything that overflowed or vanished."""
 
 _TASKS_PER_THREAD = 4  # an interrupted thread then leaves its tasks to others
-
-
-def host_tiling() -> Tiling | None:
-    """The kernel's tiles on this CPU; None when it can't run here."""
-    registers = host_registers()
-    return None if registers is None else Tiling.of(registers)
 
 
 class KernelAttention:

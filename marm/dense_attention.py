@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 
 class DenseAttention(Protocol):
-    """A kernel, and the numbers that it wants."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of queries, keys and values."""
-        ...
+    """A kernel, for queries, keys and values of one kind of numbers."""
 
     def attend(self, q_HME: Tensor, k_HNE: Tensor, v_HNE: Tensor, bias_HN: Tensor) -> Tensor:
         """Softmax over all rows of ``q @ k.T + bias``, times ``v``: ``[H, M, E]``.

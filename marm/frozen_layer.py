@@ -57,13 +57,15 @@ class FrozenLayer:
         device = layer.key_value.weight.device
         self._attention = precision.attention(self._width, device)
         self._found_attention = found_attention(
-            self.num_heads, self._width, self._attention.dtype, device
+            self.num_heads, self._width, precision.dtype, device
         )
         self._absorbed_attention = FusedAttention(precision.dtype)
         scale = self._width**-0.5
-        self._query = normed_linear(
-            layer.query_norm, layer.query.weight * scale, layer.query.bias * scale, precision
+        query_weight, query_bias = (
+            scale * parameter.detach().float()
+            for parameter in (layer.query.weight, layer.query.bias)
         )
+        self._query = normed_linear(layer.query_norm, query_weight, query_bias, precision)
         self._key_value_weight = precision.weight(layer.key_value.weight)
         self._projection: RowProjection = (
             BlockedProjection(layer.key_value.weight, precision)
@@ -84,7 +86,7 @@ class FrozenLayer:
         if self.absorbs(q_HME.shape[1]):
             return self._attend_absorbed(q_HME, keys, bias_HN)
         k_HNE, v_HNE = self.keys_and_values(keys)
-        return self._attention.attend(q_HME.to(k_HNE.dtype), k_HNE, v_HNE, bias_HN)
+        return self._attention.attend(q_HME, k_HNE, v_HNE, bias_HN)
 
     def absorbs(self, num_candidates: int) -> bool:
         """Whether the projections are applied to the candidates instead of the rows.
@@ -106,7 +108,7 @@ class FrozenLayer:
             inputs_NC[part] = keys.rows(part)
         shared = inputs_NC.expand(self.num_heads, *inputs_NC.shape)
         mixed_HMC = self._absorbed_attention.attend(wide_HMC, shared, shared, bias_HN)
-        return torch.bmm(mixed_HMC.to(value_HEC.dtype), value_HEC.transpose(1, 2))
+        return torch.bmm(mixed_HMC, value_HEC.transpose(1, 2))
 
     def attend_found(
         self,
@@ -128,7 +130,7 @@ class FrozenLayer:
             part = slice(start, start + at_once)
             of_part = None if categories is None else categories.of_candidates(part)
             found = search.find(scored.scores(q_MD[part]), of_part)
-            mixed.append(self._found_attention.attend(q_MD[part].to(k_ND.dtype), rows, found))
+            mixed.append(self._found_attention.attend(q_MD[part], rows, found))
             blocks.append(found)
         context_MD = torch.cat(mixed)
         by_head = context_MD.view(-1, self.num_heads, self._width)
@@ -154,7 +156,7 @@ class FrozenLayer:
     def _projected(self, keys: KeyInputs) -> Tensor:
         """Keys and values of the rows and of the null key, ``[2, N, D]``."""
         shape = (2, len(keys) + 1, self.dim)
-        both_2ND = self._take("keys and values", shape, self._attention.dtype)
+        both_2ND = self._take("keys and values", shape, self._precision.dtype)
         both_2ND[:, -1] = 0
         self._projection.project(keys, both_2ND[:, :-1])
         return both_2ND
@@ -170,7 +172,7 @@ class _ScoredRows:
 
     def __init__(self, k_ND: Tensor, bias_NH: Tensor, precision: Precision) -> None:
         self._precision, self._num_heads = precision, bias_NH.shape[1]
-        self._k_ND = k_ND.to(precision.dtype)
+        self._k_ND = k_ND
         self._mean_bias_N = bias_NH.mean(dim=1).to(precision.dtype)
 
     def scores(self, q_MD: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from marm.attention import TargetAttention
 from marm.kernels.checked_address import address_of, in_rows
 from marm.kernels.layer_end_code import LayerEndShape, compile_layer_end
-from marm.kernels.native_code import host_registers
 from marm.kernels.product_code import EPSILON, even_blocks
 from marm.normed_linear import PlainNormedLinear
 from marm.precision import Precision
+from marm.product_weights import by_tile, fold_norms
 
 
 class LayerEnd(Protocol):
@@ -47,35 +47,27 @@ class PlainLayerEnd:
 
 
 class LayerEndKernel:
-    """All of it in one pass over the candidates, in single precision on the CPU.
-
-    Weight and bias of the norm are part of the product: ``W (x * w + b) = (W * w) x + W b``.
-    """
+    """All of it in one pass over the candidates, in single precision on the CPU; no gradients."""
 
     def __init__(self, layer: TargetAttention, shape: LayerEndShape) -> None:
         norm, wide, narrow = _feed_forward(layer)
         self._run, self._shape = compile_layer_end(shape), shape
-        wide_weight, wide_bias = wide.weight.detach(), wide.bias.detach()
-        shift = wide_weight.double() @ norm.bias.detach().double()
-        self._weights = [
-            _by_tile(weight.detach(), shape.tile)
-            for weight in (layer.output.weight, wide_weight * norm.weight.detach(), narrow.weight)
-        ]
-        self._biases = [
-            bias.detach().clone()
-            for bias in (layer.output.bias, (wide_bias + shift).float(), narrow.bias)
-        ]
+        wide_weight, wide_bias = fold_norms(wide.weight, [norm], wide.bias)
+        weights = (layer.output.weight, wide_weight, narrow.weight)
+        biases = (layer.output.bias, wide_bias, narrow.bias)
+        self._weights = [by_tile(weight, shape.tile) for weight in weights]
+        self._biases = [bias.detach().float().contiguous() for bias in biases]
 
     def __call__(self, x_MD: Tensor, context_MD: Tensor) -> Tensor:
         """See `LayerEnd`.
 
         Raises:
-            ValueError: when they have other shapes than the layer, or are not in single precision.
+            ValueError: when they have other shapes than the layer.
         """
         num_candidates = x_MD.shape[0]
-        out_MD = x_MD.new_empty((num_candidates, self._shape.dim))
+        out_MD = x_MD.new_empty((num_candidates, self._shape.dim), dtype=torch.float32)
         arrays = {"x": x_MD, "context": context_MD, "out": out_MD}
-        arrays = {name: in_rows(array) for name, array in arrays.items()}
+        arrays = {name: in_rows(array.float()) for name, array in arrays.items()}
         places = []
         for name, array in arrays.items():
             strides, shape = (array.stride(0), 1), (num_candidates, self._shape.dim)
@@ -94,12 +86,13 @@ class LayerEndKernel:
 
 def layer_end(layer: TargetAttention, precision: Precision) -> LayerEnd:
     """The fastest end of this layer."""
-    registers = host_registers() if layer.output.weight.device.type == "cpu" else None
     norm, wide, _ = _feed_forward(layer)
-    if registers is None or precision.dtype != torch.float32 or norm.eps != EPSILON:
-        return PlainLayerEnd(layer, precision)
-    shape = LayerEndShape.of(layer.dim, len(wide.weight), registers)
-    return PlainLayerEnd(layer, precision) if shape is None else LayerEndKernel(layer, shape)
+    registers = precision.registers(wide.weight.device)
+    if registers is not None and norm.eps == EPSILON:
+        shape = LayerEndShape.of(layer.dim, len(wide.weight), registers)
+        if shape is not None:
+            return LayerEndKernel(layer, shape)
+    return PlainLayerEnd(layer, precision)
 
 
 def _feed_forward(layer: TargetAttention) -> tuple[nn.LayerNorm, nn.Linear, nn.Linear]:
@@ -109,7 +102,3 @@ def _feed_forward(layer: TargetAttention) -> tuple[nn.LayerNorm, nn.Linear, nn.L
     assert isinstance(activation, nn.GELU)
     assert isinstance(narrow, nn.Linear)
     return norm, wide, narrow
-
-
-def _by_tile(weight_KC: Tensor, tile: int) -> Tensor:
-    return weight_KC.view(-1, tile, weight_KC.shape[1]).transpose(1, 2).contiguous()

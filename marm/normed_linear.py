@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from marm.kernels.native_code import host_registers
 from marm.kernels.product_code import EPSILON
 from marm.kernels.projection_code import ProjectionShape
 from marm.precision import Precision
@@ -42,7 +41,7 @@ class PlainNormedLinear:
 
 
 class NormedLinearKernel:
-    """The kernel that projects rows, for candidates."""
+    """The kernel that projects rows, for candidates; no gradients."""
 
     def __init__(
         self, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, shape: ProjectionShape
@@ -66,8 +65,8 @@ def normed_linear(
     norm: nn.LayerNorm, weight: Tensor, bias: Tensor, precision: Precision
 ) -> NormedLinear:
     """The fastest way to ``norm`` and then map candidates."""
-    registers = host_registers() if weight.device.type == "cpu" else None
-    if registers is not None and precision.dtype == torch.float32 and norm.eps == EPSILON:
+    registers = precision.registers(weight.device)
+    if registers is not None and norm.eps == EPSILON:
         shape = ProjectionShape.of((weight.shape[1],), 1, len(weight), registers)
         if shape is not None:
             return NormedLinearKernel(norm, weight, bias, shape)

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from marm.attention_kernel import KernelAttention, host_tiling
+from marm.attention_kernel import KernelAttention
 from marm.dense_attention import DenseAttention, FusedAttention
+from marm.kernels.attention_code import Tiling
+from marm.kernels.native_code import Registers, host_registers
 
 PRECISIONS = ("fp32", "bf16", "auto")
 
@@ -35,13 +37,17 @@ class Precision(ABC):
         """``x @ weight.T + bias`` in ``dtype``; ``bias`` is in ``dtype`` too."""
         return nn.functional.linear(x.to(self.dtype), weight, bias)
 
+    def registers(self, device: torch.device) -> Registers | None:
+        """Those of kernels that compute in this precision on ``device``; None where torch does."""
+        return None
+
     @abstractmethod
     def attention(self, head_width: int, device: torch.device) -> DenseAttention:
         """What attends with heads of one width on a device; may compile a kernel first."""
 
 
 class FullPrecision(Precision):
-    """Single precision: on CPUs by oneDNN and a kernel of our own, elsewhere by torch's best."""
+    """Single precision: on CPUs by kernels of our own and oneDNN, elsewhere by torch's best."""
 
     name = "fp32"
     dtype = torch.float32
@@ -56,10 +62,16 @@ class FullPrecision(Precision):
         product: Tensor = large_product(x.to(self.dtype).contiguous(), weight, bias, "none", [], "")
         return product
 
+    def registers(self, device: torch.device) -> Registers | None:
+        """See `Precision.registers`."""
+        return host_registers() if device.type == "cpu" else None
+
     def attention(self, head_width: int, device: torch.device) -> DenseAttention:
         """See `Precision.attention`."""
-        tiling = host_tiling() if device.type == "cpu" else None
-        return FusedAttention() if tiling is None else KernelAttention(head_width, tiling)
+        registers = self.registers(device)
+        if registers is None:
+            return FusedAttention()
+        return KernelAttention(head_width, Tiling.of(registers))
 
 
 class HalfPrecision(Precision):
@@ -85,7 +97,7 @@ def build_precision(name: str, device: torch.device) -> Precision:
     """The precision called ``name`` on ``device``; ``auto`` is the fastest one that it has.
 
     Raises:
-        ValueError: when the name is unknown, or the device would emulate that precision.
+        ValueError: when the name is unknown, or ``device`` is no faster with that precision.
     """
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}, got {name!r}")
@@ -107,7 +119,7 @@ def fast_half_precision(device: torch.device) -> Precision | None:
     more than it costs to convert around them, and the kernels of single precision are faster.
     """
     if device.type == "cuda":  # not verified: developed without such a device
-        return HalfPrecision() if torch.cuda.is_bf16_supported() else None
+        return HalfPrecision() if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False):
         return HalfPrecision()  # not verified: developed without such a CPU
     return None

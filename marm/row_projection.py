@@ -1,6 +1,7 @@
 """Keys and values of a layer out of its rows.
 
-Shape legend: N rows, D width of keys and of values, C of a key input.
+Shape legend: N rows, P products, D columns of each (keys and values), K = P*D, C width of a key
+input.
 """
 
 from __future__ import annotations
@@ -8,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from marm.kernels.checked_address import address_of, in_rows
-from marm.kernels.native_code import host_registers
 from marm.kernels.product_code import EPSILON, even_blocks
 from marm.kernels.projection_code import ProjectionShape, compile_projection
 from marm.key_inputs import KeyInputs, blocks
 from marm.precision import Precision
+from marm.product_weights import by_tile, fold_norms
 
 
 class RowProjection(Protocol):
@@ -41,27 +41,19 @@ class BlockedProjection:
 
 
 class ProjectionKernel:
-    """Norm and projection in one pass over the rows, in single precision on the CPU.
-
-    Weight and bias of the norms are part of the product: ``W (x * w + b) = (W * w) x + W b``.
-    """
+    """Norms and products in one pass over the rows, in single precision on the CPU."""
 
     def __init__(
         self,
-        weight: Tensor,
+        weight_KC: Tensor,
         norms: Sequence[nn.LayerNorm],
         shape: ProjectionShape,
-        bias: Tensor | None = None,
+        bias_K: Tensor | None = None,
     ) -> None:
-        """``weight`` is ``[products * columns, C]``, ``bias`` as long."""
+        """The weights of all products lie one below the other, and so do their biases."""
         self._run, self._shape = compile_projection(shape), shape
-        weight_2DC = weight.detach()
-        scale_C = torch.cat([norm.weight.detach() for norm in norms])
-        bias_C = torch.cat([norm.bias.detach() for norm in norms])
-        by_tile = (weight_2DC * scale_C).view(-1, shape.tile, len(scale_C))
-        self._weight = by_tile.transpose(1, 2).contiguous()
-        offset = weight_2DC.double() @ bias_C.double()
-        self._offset = (offset if bias is None else offset + bias.detach()).float()
+        weight_KC, self._offset = fold_norms(weight_KC, norms, bias_K)
+        self._weight = by_tile(weight_KC, shape.tile)
 
     def project(self, keys: KeyInputs, out_2ND: Tensor) -> None:
         """See `RowProjection.project`; each half of ``out`` is contiguous.
@@ -76,11 +68,11 @@ class ProjectionKernel:
         """The products of rows whose ``sources`` lie side by side; raises as `project` does."""
         widths = self._shape.sources
         if len(sources) != len(widths):
-            raise ValueError(f"key inputs must have {len(widths)} sources, got {len(sources)}")
+            raise ValueError(f"rows must have {len(widths)} sources, got {len(sources)}")
         sources = [in_rows(source.float()) for source in sources]
         columns, apart = self._shape.columns, out_PND.stride(0)
         if apart < num_rows * columns:
-            raise ValueError(f"the halves of out lie {apart} numbers apart, so that they overlap")
+            raise ValueError(f"the products in out lie {apart} numbers apart, so that they overlap")
         places = []
         for i, (x, width) in enumerate(zip(sources, widths, strict=True)):
             strides = (x.stride(0), 1)
@@ -103,12 +95,10 @@ def row_projection(
     weight: Tensor, norms: Sequence[nn.LayerNorm], precision: Precision
 ) -> RowProjection:
     """The fastest projection of rows that these norms come before."""
-    registers = host_registers() if weight.device.type == "cpu" else None
-    plain = precision.dtype == torch.float32 and all(norm.eps == EPSILON for norm in norms)
-    if registers is None or not plain:
-        return BlockedProjection(weight, precision)
-    widths = tuple(len(norm.weight) for norm in norms)
-    shape = ProjectionShape.of(widths, 2, len(weight) // 2, registers)
-    if shape is None:
-        return BlockedProjection(weight, precision)
-    return ProjectionKernel(weight, norms, shape)
+    registers = precision.registers(weight.device)
+    if registers is not None and all(norm.eps == EPSILON for norm in norms):
+        widths = tuple(len(norm.weight) for norm in norms)
+        shape = ProjectionShape.of(widths, 2, len(weight) // 2, registers)
+        if shape is not None:
+            return ProjectionKernel(weight, norms, shape)
+    return BlockedProjection(weight, precision)

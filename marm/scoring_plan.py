@@ -13,8 +13,8 @@ class ScoringPlan:
     """Chosen when a model is loaded; weights and memory are the same whatever it says.
 
     Attributes:
-        precision: ``fp32``; ``bf16``; or ``auto``, the fastest that the device computes itself.
-            Served and offline scores agree within 1e-4 in fp32 only.
+        precision: ``fp32``; ``bf16``, refused where the device is no faster with it; or ``auto``,
+            the faster one. Served and offline scores agree within 1e-4 in fp32 only.
         search: the rows each candidate attends to (Section 2.2). None: as in training, all of them
             or those that the model's own search finds. Another search may serve, but then scores
             are others than those of training.

@@ -73,8 +73,9 @@ class HomeLease:
             if found != first:
                 raise PoolInUseError(
                     f"the memory pool in {self._directory} is run by another Ray cluster "
-                    f"({found.cluster}; this one is {self._cluster}); stop it there first, or use "
-                    "another home or pool name"
+                    f"({found.cluster}; this one is {self._cluster}); join that one (--address "
+                    f"{found.cluster}, with RAY_AUTH_MODE=token where it asks for a token), stop "
+                    "the pool there first, or use another home or pool name"
                 )
             time.sleep(BEAT_INTERVAL_S / 4)
 

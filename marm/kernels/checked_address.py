@@ -37,4 +37,5 @@ def address_of(
 
 def in_rows(x: Tensor) -> Tensor:
     """``x``, or a copy of it where the numbers of a row don't lie side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    # Not `contiguous`, which takes any strides for right where there is nothing to stride over.
+    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)

@@ -34,7 +34,7 @@ Place = tuple[ir.Value, ir.Value]
 
 
 def even_blocks(num_rows: int) -> tuple[int, int]:
-    """How many tasks, and rows of each: as many tasks for one of torch's threads as for another."""
+    """How many tasks, and rows of each: if rows allow, torch's threads have equally many."""
     num_threads = torch.get_num_threads()
     rounds = -(-num_rows // (BLOCK_ROWS * num_threads))
     at_once = max(_TOGETHER[0], -(-num_rows // max(1, rounds * num_threads)))

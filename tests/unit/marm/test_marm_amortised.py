@@ -13,10 +13,14 @@ from torch import Tensor
 from marm import frozen_layer
 from marm.amortised import AmortisedAttention, UserHistory
 from marm.attention import KeySource, MultiLayerTargetAttention
+from marm.attention_kernel import KernelAttention
 from marm.cascader import Cascader
 from marm.frozen_layer import FrozenLayer
+from marm.kernels.native_code import host_registers
 from marm.key_inputs import Workspace
+from marm.layer_end import LayerEndKernel
 from marm.memory import Namespace, UserRows
+from marm.normed_linear import NormedLinearKernel
 from marm.precision import (
     FullPrecision,
     HalfPrecision,
@@ -25,12 +29,14 @@ from marm.precision import (
     fast_half_precision,
 )
 from marm.ranker import Ranker
+from marm.row_projection import ProjectionKernel
 from marm.scoring_plan import ScoringPlan
 from marm.search import AllRows, Categories, RowSearch, SameCategory, TopRows
 from marm.search_reference import searched_outputs
 from marm.sequence import NUM_DISTANCE_BUCKETS, NUM_GAP_BUCKETS
 
 CPU = torch.device("cpu")
+needs_kernels = pytest.mark.skipif(host_registers() is None, reason="no fused multiply-add here")
 PRECISIONS = [FullPrecision(), HalfPrecision()]
 FEATURES = 12
 
@@ -43,13 +49,18 @@ def nothing_learns(one_thread: None) -> Iterator[None]:
 
 
 def attention_of(
-    depth: int, num_heads: int, dim: int = 16, query_dim: int = FEATURES, scale: float = 0.1
+    depth: int,
+    num_heads: int,
+    dim: int = 16,
+    query_dim: int = FEATURES,
+    scale: float = 0.1,
+    features: int = FEATURES,
 ) -> MultiLayerTargetAttention:
     """Random weights, every bias and norm included."""
     with torch.inference_mode(False):
         torch.manual_seed(depth * 10 + num_heads)
         attention = MultiLayerTargetAttention(
-            query_dim, FEATURES, dim, dim, depth, num_heads, ("distance", "gap")
+            query_dim, features, dim, dim, depth, num_heads, ("distance", "gap")
         )
         for parameter in attention.parameters():
             parameter.data.add_(scale * torch.randn_like(parameter))
@@ -64,6 +75,7 @@ def history_of(
     hidden: float = 0.2,
     raw: float = 0.3,
     seed: int = 0,
+    features: int = FEATURES,
 ) -> UserHistory:
     """Random rows; about ``hidden`` of them are not seen and ``raw`` have no vectors."""
     generator = torch.Generator().manual_seed(seed)
@@ -73,7 +85,7 @@ def history_of(
 
     visible = torch.rand(num_rows, generator=generator) >= hidden
     return UserHistory(
-        torch.randn(num_rows, FEATURES, generator=generator),
+        torch.randn(num_rows, features, generator=generator),
         torch.randn(num_rows, depth, dim, generator=generator) * 3,
         visible,
         visible & (torch.rand(num_rows, generator=generator) >= raw),
@@ -125,6 +137,43 @@ def test_the_fast_path_equals_the_plain_one(
         assert_agree(
             fast.outputs(query, history), plain_outputs(attention, query, history), precision
         )
+
+
+def kernels_of(attention: MultiLayerTargetAttention) -> AmortisedAttention:
+    """Frozen in single precision; every layer computes by kernels."""
+    fast = AmortisedAttention(attention, FullPrecision())
+    for layer in fast._layers:
+        assert isinstance(layer._query, NormedLinearKernel)
+        assert isinstance(layer._projection, ProjectionKernel)
+        assert isinstance(layer._attention, KernelAttention)
+        assert isinstance(layer._end, LayerEndKernel)
+    return fast
+
+
+@needs_kernels
+@pytest.mark.parametrize("num_heads", [1, 4])
+@pytest.mark.parametrize(("query_dim", "features", "dim"), [(64, 16, 64), (32, 64, 128)])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_the_kernels_together_equal_the_plain_path(
+    depth: int, query_dim: int, features: int, dim: int, num_heads: int
+) -> None:
+    attention = attention_of(depth, num_heads, dim, query_dim, features=features)
+    fast = kernels_of(attention)
+    for num_candidates, num_rows in [(1, 40), (3, 1), (24, 7), (70, 33), (600, 300), (5, 0)]:
+        history = history_of(num_rows, depth, dim, seed=num_rows, features=features)
+        query = torch.randn(num_candidates, query_dim)
+        plain = plain_outputs(attention, query, history)
+        assert_agree(fast.outputs(query, history), plain, FullPrecision())
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_may_be_other_numbers(dtype: torch.dtype) -> None:
+    attention = attention_of(2, 4, dim=64, query_dim=64, features=16).to(dtype)
+    fast = kernels_of(attention)
+    history, query = history_of(50, 2, dim=64, features=16), torch.randn(30, 64)
+    plain = plain_outputs(attention.float(), query, history)
+    assert_agree(fast.outputs(query, history), plain, FullPrecision())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: type(p).__name__)

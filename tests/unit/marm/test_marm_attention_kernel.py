@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marm.attention_kernel import KernelAttention, host_tiling
+from marm.attention_kernel import KernelAttention
 from marm.dense_attention import FusedAttention
 from marm.kernels.attention_code import Tiling
 from marm.kernels.native_code import Registers, host_registers
@@ -64,6 +64,22 @@ def test_the_kernel_equals_torch(width: int, tiling: Tiling) -> None:
     ]:
         case = random_case(num_candidates, num_rows, num_heads, width, scale=width**-0.5)
         assert_right(kernel.attend(*case), case)
+
+
+@pytest.mark.parametrize("num_candidates", [1, 7, 64, 65])
+def test_queries_and_biases_may_lie_in_any_way(num_candidates: int) -> None:
+    q, k, v, bias = random_case(num_candidates, 100, num_heads=4)
+    right = expected((q, k, v, bias))
+    by_candidate = q.transpose(0, 1).contiguous().transpose(0, 1)
+    wide = torch.stack([q, q], dim=2)[:, :, 0]
+    across = q.mT.contiguous().mT
+    for queries in (q, by_candidate, wide, across):
+        for biases in (bias, bias.t().contiguous().t(), torch.cat([bias, bias], 1)[:, :100]):
+            got = KernelAttention(16, TILINGS[-1]).attend(queries, k, v, biases)
+            torch.testing.assert_close(got.double(), right, rtol=0, atol=1e-5)
+    same_q, same_bias = q[:1].expand(4, -1, -1), bias[:1].expand(4, -1)
+    got = KernelAttention(16, TILINGS[-1]).attend(same_q, k, v, same_bias)
+    assert_right(got, (same_q, k, v, same_bias))
 
 
 def test_nobody_who_asks() -> None:
@@ -149,9 +165,8 @@ def test_biases_may_be_other_numbers(dtype: torch.dtype) -> None:
 
 
 def test_a_cpu_without_the_instructions_takes_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marm.precision.host_tiling", lambda: None)
+    monkeypatch.setattr("marm.precision.host_registers", lambda: None)
     assert isinstance(FullPrecision().attention(16, CPU), FusedAttention)
     monkeypatch.undo()
-    assert host_tiling() is not None
     assert isinstance(FullPrecision().attention(16, CPU), KernelAttention)
     assert isinstance(FullPrecision().attention(16, torch.device("cuda")), FusedAttention)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from marm.attention_kernel import host_tiling
 from marm.highest import highest
 from marm.kernels import native_code
 from marm.kernels.checked_address import address_of
 from marm.kernels.native_code import SWITCH, NativeKernel, host_registers
+from marm.precision import FullPrecision
 
 WITHOUT_EXECUTABLE_PAGES = """
 import ctypes, sys, torch
@@ -47,7 +47,7 @@ def test_another_number_of_arguments_is_refused() -> None:
 def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "off")
     assert host_registers() is None
-    assert host_tiling() is None
+    assert FullPrecision().registers(torch.device("cpu")) is None
     assert highest(torch.arange(40.0)[None], 1).tolist() == [[39]]
 
 

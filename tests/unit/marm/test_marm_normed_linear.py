@@ -25,6 +25,14 @@ def norm_and_linear(
     return norm.requires_grad_(False), torch.randn(dim, width), torch.randn(dim)
 
 
+def test_the_plain_one_is_norm_and_linear() -> None:
+    norm, weight, bias = norm_and_linear()
+    x_MC = torch.randn(9, WIDTH)
+    expected = nn.functional.linear(norm(x_MC), weight, bias)
+    got = PlainNormedLinear(norm, weight, bias, FullPrecision())(x_MC)
+    torch.testing.assert_close(got, expected)
+
+
 @needs_kernels
 @pytest.mark.parametrize("num_candidates", [0, 1, 7, 50, 500])
 def test_the_kernel_equals_norm_and_linear(num_candidates: int) -> None:
@@ -34,8 +42,13 @@ def test_the_kernel_equals_norm_and_linear(num_candidates: int) -> None:
     x_MC = torch.randn(WIDTH, num_candidates).t() * 5 + 2
     expected = nn.functional.linear(norm(x_MC), weight, bias)
     torch.testing.assert_close(kernel(x_MC), expected, rtol=1e-4, atol=1e-4)
-    plain = PlainNormedLinear(norm, weight, bias, FullPrecision())
-    torch.testing.assert_close(plain(x_MC), expected)
+
+
+@needs_kernels
+def test_a_bias_of_another_length_is_refused() -> None:
+    norm, weight, _ = norm_and_linear()
+    with pytest.raises(ValueError, match=r"bias must have shape \(64,\), got \(1,\)"):
+        normed_linear(norm, weight, torch.zeros(1), FullPrecision())
 
 
 @needs_kernels
