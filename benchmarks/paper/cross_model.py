@@ -24,8 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.options import Experiment, common_options, seeded
-from benchmarks.paper.plan import WITH_ERRORS, parse_method
+from benchmarks.paper.options import (
+    Experiment,
+    ask_for_memory,
+    common_options,
+    method_with_memory,
+    program_of,
+    seeded,
+)
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.report import (
     difference_to_dict,
@@ -45,20 +51,13 @@ from train.retrieval_metrics import CUTOFFS
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with every memory, and report."""
     parser = common_options("cross_model", __doc__)
-    parser.add_argument(
-        "--method", choices=("marm", WITH_ERRORS), default="marm", help="of ranking"
-    )
-    parser.add_argument("--depth", type=int, default=2, help="L, at least 1")
+    ask_for_memory(parser)
     parser.add_argument("--cascading-history", type=int, default=20, help="n of cascading")
     parser.add_argument("--retrieval-history", type=int, default=50, help="n of retrieval")
     parser.set_defaults(limit=300_000)
     options = parser.parse_args(argv)
-    if options.depth < 1:
-        parser.error(f"--depth must be at least 1, as nothing is stored at 0; got {options.depth}")
-    # A file for each, where both are left in one directory.
-    program = "cross_model" if options.method == "marm" else f"cross_model_{options.method}"
-    method = parse_method(f"{options.method}_l{options.depth}")
-    with Experiment(program, options) as experiment:
+    method = method_with_memory(parser, options)
+    with Experiment(program_of("cross_model", options.method), options) as experiment:
         ranking = experiment.config(method)
         lengths = (options.cascading_history, options.retrieval_history)
         configs = configurations(ranking, *lengths)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.paper.drift --data ratings.parquet --depth 2 --seeds 3 --out results
 
-MARM is trained in one pass whose memory keeps all rows. Then a sample of rows of every age is
-compared, layer by layer, with what the final weights compute (`benchmarks.paper.row_drift` says
-what "fresh" means). During the window, the model of every step also predicts with memories whose
-newest rows have no vectors yet (`benchmarks.paper.memory_lag`): GAUC against the age of the memory,
-paired user by user. The last line is JSON.
+MARM, plain or with errors (`--method marm_e`), is trained in one pass whose memory keeps all rows.
+Then a sample of rows of every age is compared, layer by layer, with what the final weights compute
+(`benchmarks.paper.row_drift` says what "fresh" means). During the window, the model of every step
+also predicts with memories whose newest rows have no vectors yet (`benchmarks.paper.memory_lag`):
+GAUC against the age of the memory, paired user by user. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ import numpy as np
 
 from benchmarks.paper.fig5 import integers
 from benchmarks.paper.memory_lag import NO_VECTORS, LaggingMemory
-from benchmarks.paper.options import Experiment, common_options, seeded
-from benchmarks.paper.plan import parse_method
+from benchmarks.paper.options import (
+    Experiment,
+    ask_for_memory,
+    common_options,
+    method_with_memory,
+    program_of,
+    seeded,
+)
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.report import difference_to_dict, heading, interval, markdown_table, short
 from benchmarks.paper.row_drift import DEFINITIONS, AgeDrift, measure_drift
@@ -64,14 +70,13 @@ class MemoryAge:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, compare, report."""
     parser = common_options("drift", __doc__)
-    parser.add_argument("--depth", type=int, default=2, help="L, at least 1")
+    ask_for_memory(parser)
     parser.add_argument("--lags", type=integers, default=LAGS, help="ages of memory, in events")
     parser.add_argument("--rows", type=int, default=500, help="rows compared in a class of age")
     options = parser.parse_args(argv)
-    if options.depth < 1:
-        parser.error(f"--depth must be at least 1, as nothing is stored at 0; got {options.depth}")
-    with Experiment("drift", options) as experiment:
-        config = experiment.config(parse_method(f"marm_l{options.depth}"))
+    method = method_with_memory(parser, options)
+    with Experiment(program_of("drift", options.method), options) as experiment:
+        config = experiment.config(method)
         found = [
             drift_of_seed(experiment, seeded(config, seed), options.lags, options.rows)
             for seed in experiment.seeds
@@ -79,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ages = gauc_by_memory([one.predictions for one in found])
         document = experiment.document(
             {
+                "method": method.name,
                 "depth": options.depth,
                 "drift": mean_drift([one.ages for one in found]),
                 "drift_by_seed": [[asdict(age) for age in one.ages] for one in found],

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.options import Experiment, common_options
+from benchmarks.paper.options import Experiment, common_options, program_of
 from benchmarks.paper.plan import WITH_ERRORS, parse_method
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.power_law import Fit, PowerLaw, SaturatingPowerLaw, fit_law
@@ -55,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lengths", type=integers, default=(25, 50, 100, 200), help="n")
     parser.add_argument("--depths", type=integers, default=(0, 1, 2, 4), help="L of (b)")
     options = parser.parse_args(argv)
-    # A file for each, where several are left in one directory.
-    program = "fig5" if options.method == "marm" else f"fig5_{options.method}"
-    with Experiment(program, options) as experiment:
+    with Experiment(program_of("fig5", options.method), options) as experiment:
         width = experiment.common.dim
         wide = [Size(0, n, d) for d in options.dims for n in options.lengths]
         deep = [Size(depth, n, width) for depth in options.depths for n in options.lengths]

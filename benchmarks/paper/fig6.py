@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.paper.datasets import Dataset
-from benchmarks.paper.options import Experiment, common_options, seeded
+from benchmarks.paper.options import Experiment, common_options, program_of, seeded
 from benchmarks.paper.plan import parse_method
 from benchmarks.paper.plots import plot_matrices
 from benchmarks.paper.report import heading, markdown_table, short
@@ -64,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     sample = Sample(options.top_k, options.users, options.candidates)
     method = parse_method(f"{options.method}_l{options.depth}")
-    # A file for each, where both are left in one directory.
-    program = "fig6" if options.method == "marm" else f"fig6_{options.method}"
-    with Experiment(program, options) as experiment:
+    with Experiment(program_of("fig6", options.method), options) as experiment:
         config = experiment.config(method)
         found = [
             _overlap_of_seed(experiment, seeded(config, seed), sample) for seed in experiment.seeds

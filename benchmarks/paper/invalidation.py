@@ -22,8 +22,14 @@ from numpy.typing import NDArray
 
 from benchmarks.paper.changed_histories import CHANGES, TREATMENTS, Overhead
 from benchmarks.paper.invalidated_memories import REFRESHED, InvalidationWatch
-from benchmarks.paper.options import Experiment, common_options, seeded
-from benchmarks.paper.plan import parse_method
+from benchmarks.paper.options import (
+    Experiment,
+    ask_for_memory,
+    common_options,
+    method_with_memory,
+    program_of,
+    seeded,
+)
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.report import (
     difference_to_dict,
@@ -79,18 +85,16 @@ class Condition:
 def main(argv: Sequence[str] | None = None) -> None:
     """Stream, change, treat, report."""
     parser = common_options("invalidation", __doc__)
-    parser.add_argument("--depth", type=int, default=2, help="L, at least 1")
+    ask_for_memory(parser)
     parser.add_argument("--change", choices=CHANGES, default=CHANGES[0], help="what happens")
     parser.add_argument("--percents", type=int, nargs="+", default=PERCENTS, help="events changed")
     options = parser.parse_args(argv)
-    if options.depth < 1:
-        parser.error(f"--depth must be at least 1, as nothing is stored at 0; got {options.depth}")
+    method = method_with_memory(parser, options)
     if not all(0 < percent <= 100 for percent in options.percents):
         parser.error(f"--percents must be from 1 to 100, got {options.percents}")
-    # A file for each, where both are left in one directory.
-    program = "invalidation" if options.change == "replace" else "invalidation_remove"
+    program = program_of(program_of("invalidation", options.method), options.change, CHANGES[0])
     with Experiment(program, options) as experiment:
-        config = experiment.config(parse_method(f"marm_l{options.depth}"))
+        config = experiment.config(method)
         found = [
             findings_of_seed(experiment, seeded(config, seed), options.change, options.percents)
             for seed in experiment.seeds
@@ -98,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         conditions = summarise(found)
         document = experiment.document(
             {
+                "method": method.name,
                 "depth": options.depth,
                 "change": options.change,
                 "returning_users": [len(one.returning) for one in found],

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.paper.datasets import Dataset, item_mean_floor, load_dataset
-from benchmarks.paper.plan import CommonSettings, Method, parse_method
+from benchmarks.paper.plan import WITH_ERRORS, CommonSettings, Method, parse_method
 from benchmarks.paper.trial import WINDOWS, Predictions, TrialResult
 from benchmarks.paper.trial_cache import remember_code, trial_code_version
 from benchmarks.paper.trial_pool import Trial, run_trials
@@ -47,6 +47,29 @@ def common_options(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, default=_BY_DEFAULT.top_k, help="rows a search keeps")
     parser.add_argument("--batch-size", type=int, default=_BY_DEFAULT.batch_size)
     return parser
+
+
+def ask_for_memory(parser: argparse.ArgumentParser) -> None:
+    """Options of programs that look into the memory of one method."""
+    parser.add_argument(
+        "--method",
+        choices=("marm", WITH_ERRORS),
+        default="marm",
+        help="whose layers are stored: outputs of attention, or what errors add up to",
+    )
+    parser.add_argument("--depth", type=int, default=2, help="L, at least 1")
+
+
+def method_with_memory(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Method:
+    """The method that `ask_for_memory` asked for."""
+    if options.depth < 1:
+        parser.error(f"--depth must be at least 1, as nothing is stored at 0; got {options.depth}")
+    return parse_method(f"{options.method}_l{options.depth}")
+
+
+def program_of(program: str, variant: str, usual: str = "marm") -> str:
+    """A name for each variant's files, where several are left in one directory."""
+    return program if variant == usual else f"{program}_{variant}"
 
 
 class Experiment:

@@ -176,14 +176,16 @@ def test_ages_and_groups_cover_everything() -> None:
     assert list(distinct_users(np.empty(0, np.int64), 2)) == []
 
 
+@pytest.mark.parametrize(("method", "program"), [("marm", "drift"), ("marm_e", "drift_marm_e")])
 def test_the_program_writes_what_it_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = "world:num_users=20,num_items=50,num_events=800"
     arguments = "--seeds 2 --depth 1 --history 8 --dim 8 --batch-size 64 --lags 64,256 --rows 20"
-    drift.main(["--data", world, *arguments.split(), "--out", str(tmp_path)])
+    drift.main(["--data", world, "--method", method, *arguments.split(), "--out", str(tmp_path)])
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    (file,) = tmp_path.glob("drift-*.json")
+    (file,) = tmp_path.glob(f"{program}-*.json")
+    assert said["method"] == f"{method}_l1"
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document == said
     assert list(document["gauc_by_memory_age"]) == ["live", "64", "256", "none"]

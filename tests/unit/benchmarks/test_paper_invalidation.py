@@ -196,19 +196,25 @@ def test_changed_memories_do_not_touch_the_pass_and_matter() -> None:
     assert watch.returning.tolist() == np.unique(dataset.events.user_id).tolist()
 
 
-@pytest.mark.parametrize("change", ["replace", "remove"])
+@pytest.mark.parametrize(
+    ("method", "change", "program"),
+    [
+        ("marm", "replace", "invalidation"),
+        ("marm", "remove", "invalidation_remove"),
+        ("marm_e", "replace", "invalidation_marm_e"),
+    ],
+)
 def test_the_program_writes_what_it_found(
-    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, change: str, program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = "world:num_users=20,num_items=50,num_events=800"
     arguments = "--seeds 2 --depth 1 --history 8 --dim 8 --batch-size 64 --percents 10 50"
-    invalidation.main(
-        ["--data", world, *arguments.split(), "--change", change, "--out", str(tmp_path)]
-    )
+    asked = ["--data", world, *arguments.split(), "--method", method, "--change", change]
+    invalidation.main([*asked, "--out", str(tmp_path)])
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     (file,) = tmp_path.glob("invalidation*.json")
     assert json.loads(file.read_text(encoding="utf-8")) == said
-    assert file.name.startswith("invalidation_remove" if change == "remove" else "invalidation-")
+    assert file.name.startswith(f"{program}-")
     of = said["conditions"]
     assert ("10% own_raw" in of) == (change == "replace")
     assert of["unchanged"]["window"]["less_unchanged"] is None
