@@ -18,7 +18,7 @@ class ScoringArgs(Strict):
 
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """``bf16`` is refused where the device is no faster with it (CPUs without AMX); ``auto``
-    takes it where it is not. Scores equal those of training within 1e-4 in fp32 only."""
+    takes it elsewhere. Scores equal those of training within 1e-4 in fp32 only."""
     search_top_k: Annotated[int, Field(ge=1)] | None = None
     """Attend to the K best rows of every layer (Eq. 9); None attends to what the model attended to
     in training: all rows, or the best of its own search."""

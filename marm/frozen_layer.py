@@ -17,7 +17,7 @@ from marm.found_attention import SearchedRows, found_attention
 from marm.key_inputs import KeyInputs, Workspace, blocks
 from marm.layer_end import layer_end
 from marm.normed_linear import normed_linear
-from marm.precision import Precision
+from marm.precision import FrozenLinear, Precision
 from marm.row_projection import BlockedProjection, RowProjection, row_projection
 from marm.search import Categories, Found, RowSearch
 
@@ -73,7 +73,11 @@ class FrozenLayer:
             else row_projection(layer.key_value.weight, norms, precision)
         )
         residual = layer.residual
-        self._residual = _linear(residual, precision) if isinstance(residual, nn.Linear) else None
+        self._residual = (
+            FrozenLinear(residual.weight, residual.bias, precision)
+            if isinstance(residual, nn.Linear)
+            else None
+        )
         self._end = layer_end(layer, precision)
 
     def queries(self, x_MC: Tensor) -> Tensor:
@@ -179,19 +183,6 @@ class _ScoredRows:
         """Mean over heads of every row's logit, ``[M, N]``."""
         mean_q_MD = q_MD / self._num_heads
         return self._precision.linear(mean_q_MD, self._k_ND, self._mean_bias_N).float()
-
-
-class _Linear:
-    def __init__(self, weight: Tensor, bias: Tensor, precision: Precision) -> None:
-        self._weight, self._bias = precision.weight(weight), bias.detach().to(precision.dtype)
-        self._precision = precision
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._precision.linear(x, self._weight, self._bias)
-
-
-def _linear(linear: nn.Linear, precision: Precision) -> _Linear:
-    return _Linear(linear.weight, linear.bias, precision)
 
 
 def _joined(blocks: list[Found]) -> Found:

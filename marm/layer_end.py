@@ -15,7 +15,7 @@ from marm.kernels.checked_address import address_of, in_rows
 from marm.kernels.layer_end_code import LayerEndShape, compile_layer_end
 from marm.kernels.product_code import EPSILON, even_blocks
 from marm.normed_linear import PlainNormedLinear
-from marm.precision import Precision
+from marm.precision import FrozenLinear, Precision
 from marm.product_weights import by_tile, fold_norms
 
 
@@ -32,18 +32,14 @@ class PlainLayerEnd:
 
     def __init__(self, layer: TargetAttention, precision: Precision) -> None:
         norm, wide, narrow = _feed_forward(layer)
-        self._precision = precision
         self._wide = PlainNormedLinear(norm, wide.weight, wide.bias, precision)
-        self._output, self._narrow = (
-            (precision.weight(linear.weight), linear.bias.detach().to(precision.dtype))
-            for linear in (layer.output, narrow)
-        )
+        self._output = FrozenLinear(layer.output.weight, layer.output.bias, precision)
+        self._narrow = FrozenLinear(narrow.weight, narrow.bias, precision)
 
     def __call__(self, x_MD: Tensor, context_MD: Tensor) -> Tensor:
         """See `LayerEnd`."""
-        y_MD = x_MD + self._precision.linear(context_MD, *self._output)
-        hidden = nn.functional.gelu(self._wide(y_MD))
-        return y_MD + self._precision.linear(hidden, *self._narrow)
+        y_MD = x_MD + self._output(context_MD)
+        return y_MD + self._narrow(nn.functional.gelu(self._wide(y_MD)))
 
 
 class LayerEndKernel:
@@ -55,7 +51,7 @@ class LayerEndKernel:
         wide_weight, wide_bias = fold_norms(wide.weight, [norm], wide.bias)
         weights = (layer.output.weight, wide_weight, narrow.weight)
         biases = (layer.output.bias, wide_bias, narrow.bias)
-        self._weights = [by_tile(weight, shape.tile) for weight in weights]
+        self._weights = [by_tile(weight, shape.tile.columns) for weight in weights]
         self._biases = [bias.detach().float().contiguous() for bias in biases]
 
     def __call__(self, x_MD: Tensor, context_MD: Tensor) -> Tensor:

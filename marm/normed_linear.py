@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from marm.kernels.product_code import EPSILON
 from marm.kernels.projection_code import ProjectionShape
-from marm.precision import Precision
+from marm.precision import FrozenLinear, Precision
 from marm.row_projection import ProjectionKernel
 
 
@@ -31,13 +31,12 @@ class PlainNormedLinear:
         self, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, precision: Precision
     ) -> None:
         self._norm = norm.weight.detach(), norm.bias.detach(), norm.eps
-        self._precision = precision
-        self._weight, self._bias = precision.weight(weight), bias.detach().to(precision.dtype)
+        self._linear = FrozenLinear(weight, bias, precision)
 
     def __call__(self, x_MC: Tensor) -> Tensor:
         """See `NormedLinear`."""
         normed = nn.functional.layer_norm(x_MC, x_MC.shape[-1:], *self._norm)
-        return self._precision.linear(normed, self._weight, self._bias)
+        return self._linear(normed)
 
 
 class NormedLinearKernel:

@@ -46,6 +46,18 @@ class Precision(ABC):
         """What attends with heads of one width on a device; may compile a kernel first."""
 
 
+class FrozenLinear:
+    """A linear map whose weights are laid out for a precision, as they are now."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, precision: Precision) -> None:
+        self._weight, self._bias = precision.weight(weight), bias.detach().to(precision.dtype)
+        self._precision = precision
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x @ weight.T + bias``, in the precision's numbers."""
+        return self._precision.linear(x, self._weight, self._bias)
+
+
 class FullPrecision(Precision):
     """Single precision: on CPUs by kernels of our own and oneDNN, elsewhere by torch's best."""
 

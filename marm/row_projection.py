@@ -53,7 +53,7 @@ class ProjectionKernel:
         """The weights of all products lie one below the other, and so do their biases."""
         self._run, self._shape = compile_projection(shape), shape
         weight_KC, self._offset = fold_norms(weight_KC, norms, bias_K)
-        self._weight = by_tile(weight_KC, shape.tile)
+        self._weight = by_tile(weight_KC, shape.tile.columns)
 
     def project(self, keys: KeyInputs, out_2ND: Tensor) -> None:
         """See `RowProjection.project`; each half of ``out`` is contiguous.

@@ -81,7 +81,7 @@ class _Attention:
         num_candidates, num_rows, num_tiles, at_once, per_head = values[8:13]
         query_head, query_row, head_stride, self._stride, bias_head, out_row = values[13:]
         queries, keys, weighted, bias, out, sums, scratch = (
-            build.inttoptr(address, F32.as_pointer()) for address in addresses
+            code.pointer(address) for address in addresses
         )
         head = build.sdiv(task, per_head)
         first = code.times(build.srem(task, per_head), at_once)

@@ -18,7 +18,7 @@ from functools import cache
 from llvmlite import ir
 
 from marm.kernels.native_code import NativeKernel, Registers
-from marm.kernels.vector_code import F32, I8, I64, VectorCode
+from marm.kernels.vector_code import I8, I64, VectorCode
 
 TASK_CANDIDATES = 8
 
@@ -69,11 +69,10 @@ class _Found:
 
     def task(self, code: VectorCode, values: Sequence[ir.Value]) -> None:
         build, num_heads = code.build, self._shape.num_heads
-        numbers = F32.as_pointer()
-        queries, keys, weighted, bias, null = (build.inttoptr(x, numbers) for x in values[1:6])
+        queries, keys, weighted, bias, null = (code.pointer(x) for x in values[1:6])
         position = build.inttoptr(values[6], I64.as_pointer())
         valid = build.inttoptr(values[7], I8.as_pointer())
-        scratch, out = (build.inttoptr(x, numbers) for x in values[8:10])
+        scratch, out = (code.pointer(x) for x in values[8:10])
         num_candidates, num_found, padded = values[10:13]
         first = code.times(values[0], TASK_CANDIDATES)
         end = code.smaller(build.add(first, code.literal(TASK_CANDIDATES)), num_candidates)

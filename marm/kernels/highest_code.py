@@ -35,7 +35,7 @@ def compile_highest(lanes: int) -> NativeKernel:
 
 def _task(code: VectorCode, values: Sequence[ir.Value]) -> None:
     build = code.build
-    numbers = build.inttoptr(values[1], F32.as_pointer())
+    numbers = code.pointer(values[1])
     positions = build.inttoptr(values[2], I64.as_pointer())
     num_rows, length, wanted = values[3:]
     first = code.times(values[0], TASK_ROWS)

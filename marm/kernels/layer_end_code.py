@@ -18,15 +18,8 @@ from functools import cache
 from llvmlite import ir
 
 from marm.kernels.native_code import NativeKernel, Registers
-from marm.kernels.product_code import (
-    BLOCK_ROWS,
-    WIDEST,
-    Place,
-    Product,
-    standardise,
-    vectors_of_a_tile,
-)
-from marm.kernels.vector_code import F32, LOG2_E, VectorCode
+from marm.kernels.product_code import BLOCK_ROWS, WIDEST, ColumnTile, Place, Product, standardise
+from marm.kernels.vector_code import LOG2_E, VectorCode
 
 _ERFC_STEP = 0.3275911
 _ERFC = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
@@ -40,20 +33,16 @@ class LayerEndShape:
 
     dim: int
     hidden: int
-    lanes: int
-    vectors: int  # of a tile of columns
+    tile: ColumnTile
 
     @staticmethod
     def of(dim: int, hidden: int, registers: Registers) -> LayerEndShape | None:
         """None where a block is too wide or widths don't come out even, left to others."""
-        shape = LayerEndShape(dim, hidden, registers.lanes, vectors_of_a_tile(registers))
-        is_even = dim % shape.tile == 0 and hidden % shape.tile == 0
-        return shape if is_even and 2 * dim + hidden <= WIDEST else None
-
-    @property
-    def tile(self) -> int:
-        """Columns of a tile."""
-        return self.lanes * self.vectors
+        tile = ColumnTile.of(registers)
+        is_even = dim % tile.columns == 0 and hidden % tile.columns == 0
+        if not is_even or 2 * dim + hidden > WIDEST:
+            return None
+        return LayerEndShape(dim, hidden, tile)
 
 
 @cache
@@ -64,15 +53,15 @@ def compile_layer_end(shape: LayerEndShape) -> NativeKernel:
     with the numbers from row to row; of Wo, Ww and Wn, tile by tile as `Product` wants them, and of
     bo, bw and bn.
     """
-    return NativeKernel(_LayerEnd(shape).task, arity=14, lanes=shape.lanes)
+    return NativeKernel(_LayerEnd(shape).task, arity=14, lanes=shape.tile.lanes)
 
 
 class _LayerEnd:
     def __init__(self, shape: LayerEndShape) -> None:
         self._dim, self._hidden = shape.dim, shape.hidden
-        self._output = Product(shape.dim, shape.dim, shape.vectors)
-        self._wide = Product(shape.dim, shape.hidden, shape.vectors)
-        self._narrow = Product(shape.hidden, shape.dim, shape.vectors)
+        self._output = Product(shape.dim, shape.dim, shape.tile)
+        self._wide = Product(shape.dim, shape.hidden, shape.tile)
+        self._narrow = Product(shape.hidden, shape.dim, shape.tile)
 
     def task(self, code: VectorCode, values: Sequence[ir.Value]) -> None:
         build, dim, hidden = code.build, self._dim, self._hidden
@@ -80,11 +69,11 @@ class _LayerEnd:
         first = build.mul(task, at_once)
         count = code.smaller(build.sub(num_rows, first), at_once)
         x, context, out = (
-            (code.at(_pointer(code, address), build.mul(first, stride)), stride)
+            (code.at(code.pointer(address), build.mul(first, stride)), stride)
             for address, stride in zip(values[3:9:2], values[4:9:2], strict=True)
         )
-        weights = [_pointer(code, address) for address in values[9:12]]
-        biases = [_pointer(code, address) for address in values[12:15]]
+        weights = [code.pointer(address) for address in values[9:12]]
+        biases = [code.pointer(address) for address in values[12:15]]
         y, normed = (code.scratch(BLOCK_ROWS * dim) for _ in range(2))
         h = code.scratch(BLOCK_ROWS * hidden)
 
@@ -136,10 +125,6 @@ def _gelu(code: VectorCode, x: ir.Value) -> ir.Value:
     erfc = build.fmul(build.fmul(erfc, t), code.exp2(half_square))
     half = build.fmul(build.fmul(size, code.splat(-0.5)), erfc)
     return build.fadd(code.larger(code.splat(0.0), x), half)
-
-
-def _pointer(code: VectorCode, address: ir.Value) -> ir.Value:
-    return code.build.inttoptr(address, F32.as_pointer())
 
 
 def _load(code: VectorCode, array: tuple[ir.Value, ir.Value | int], place: Place) -> ir.Value:

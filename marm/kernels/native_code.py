@@ -20,7 +20,7 @@ from functools import cache
 import torch
 from llvmlite import binding, ir
 
-from marm.kernels.vector_code import F32, I64, VectorCode
+from marm.kernels.vector_code import I64, VectorCode
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _try_out(registers: Registers) -> None:
     _require_executable_pages()
 
     def task(code: VectorCode, values: Sequence[ir.Value]) -> None:
-        place = code.build.inttoptr(values[1], F32.as_pointer())
+        place = code.pointer(values[1])
         x = code.load(place)
         code.store(code.multiply_add(x, x, x), place)
 

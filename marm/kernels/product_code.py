@@ -41,9 +41,22 @@ def even_blocks(num_rows: int) -> tuple[int, int]:
     return -(-num_rows // at_once), at_once
 
 
-def vectors_of_a_tile(registers: Registers) -> int:
-    """So many that the sums of a tile fill the registers."""
-    return 4 if registers.count >= 32 else 2
+@dataclass(frozen=True)
+class ColumnTile:
+    """Columns whose sums are in registers at a time."""
+
+    lanes: int
+    vectors: int
+
+    @staticmethod
+    def of(registers: Registers) -> ColumnTile:
+        """So many that the sums of `_TOGETHER` rows fill the registers."""
+        return ColumnTile(registers.lanes, 4 if registers.count >= 32 else 2)
+
+    @property
+    def columns(self) -> int:
+        """Columns of a tile."""
+        return self.lanes * self.vectors
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Product:
 
     width: int  # C
     columns: int  # K
-    vectors: int  # of a tile
+    tile: ColumnTile
 
     def emit(
         self,
@@ -71,9 +84,8 @@ class Product:
             begin: the vector that the sums at a place begin with.
             end: does what is to be done with the sums at a place.
         """
-        build, count = code.build, rows[2]
-        tile = code.lanes * self.vectors
-        with code.loop(code.literal(0), code.literal(self.columns), tile) as column:
+        build, count, step = code.build, rows[2], self.tile.columns
+        with code.loop(code.literal(0), code.literal(self.columns), step) as column:
             of_tile = code.at(weight, code.times(column.index, self.width))
             first = code.literal(0)
             for together in _TOGETHER:
@@ -93,7 +105,7 @@ class Product:
         begin: Callable[[Place], ir.Value],
         end: Callable[[ir.Value, Place], None],
     ) -> None:
-        build, vectors = code.build, range(self.vectors)
+        build, vectors = code.build, range(self.tile.vectors)
         each = [build.add(first[0], code.literal(r)) for r in range(together)]
         x = [code.at(rows[0], code.times(row, rows[1])) for row in each]
         places = [
@@ -106,12 +118,12 @@ class Product:
             sums = list(loop.carried)
             for step in range(_UNROLLED):
                 c = build.add(loop.index, code.literal(step))
-                of_c = code.at(weight, code.times(c, code.lanes * self.vectors))
+                of_c = code.at(weight, code.times(c, self.tile.columns))
                 w = [code.load(of_c, code.lanes * j) for j in vectors]
                 for r in range(together):
                     number = code.spread(x[r], c)
                     for j in vectors:
-                        i = r * self.vectors + j
+                        i = r * len(vectors) + j
                         sums[i] = code.multiply_add(number, w[j], sums[i])
             loop.next = sums
         for vector, place in zip(loop.carried, places, strict=True):

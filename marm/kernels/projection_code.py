@@ -18,15 +18,8 @@ from functools import cache
 from llvmlite import ir
 
 from marm.kernels.native_code import NativeKernel, Registers
-from marm.kernels.product_code import (
-    BLOCK_ROWS,
-    WIDEST,
-    Place,
-    Product,
-    standardise,
-    vectors_of_a_tile,
-)
-from marm.kernels.vector_code import F32, VectorCode
+from marm.kernels.product_code import BLOCK_ROWS, WIDEST, ColumnTile, Place, Product, standardise
+from marm.kernels.vector_code import VectorCode
 
 
 @dataclass(frozen=True)
@@ -36,24 +29,18 @@ class ProjectionShape:
     sources: tuple[int, ...]
     products: int
     columns: int  # of a product
-    lanes: int
-    vectors: int  # of a tile of columns
+    tile: ColumnTile
 
     @staticmethod
     def of(
         sources: tuple[int, ...], products: int, columns: int, registers: Registers
     ) -> ProjectionShape | None:
         """None where rows are too wide or widths don't come out even, which is left to others."""
-        lanes, vectors = registers.lanes, vectors_of_a_tile(registers)
-        whole = all(width % lanes == 0 for width in sources)
-        if not whole or columns % (lanes * vectors) or sum(sources) > WIDEST:
+        tile = ColumnTile.of(registers)
+        whole = all(width % tile.lanes == 0 for width in sources)
+        if not whole or columns % tile.columns or sum(sources) > WIDEST:
             return None
-        return ProjectionShape(sources, products, columns, lanes, vectors)
-
-    @property
-    def tile(self) -> int:
-        """Columns of a tile."""
-        return self.lanes * self.vectors
+        return ProjectionShape(sources, products, columns, tile)
 
 
 @cache
@@ -65,18 +52,18 @@ def compile_projection(shape: ProjectionShape) -> NativeKernel:
     from product to product; then for each source its address and the numbers from row to row.
     """
     arity = 6 + 2 * len(shape.sources)
-    return NativeKernel(_Projection(shape).task, arity, shape.lanes)
+    return NativeKernel(_Projection(shape).task, arity, shape.tile.lanes)
 
 
 class _Projection:
     def __init__(self, shape: ProjectionShape) -> None:
         self._shape, self._width = shape, sum(shape.sources)
-        self._product = Product(self._width, shape.products * shape.columns, shape.vectors)
+        self._product = Product(self._width, shape.products * shape.columns, shape.tile)
 
     def task(self, code: VectorCode, values: Sequence[ir.Value]) -> None:
         build, columns = code.build, self._shape.columns
         task, num_rows, at_once = values[:3]
-        weights, offsets, out = (build.inttoptr(x, F32.as_pointer()) for x in values[3:6])
+        weights, offsets, out = (code.pointer(x) for x in values[3:6])
         apart, *sources = values[6:]
         first = build.mul(task, at_once)
         count = code.smaller(build.sub(num_rows, first), at_once)
@@ -101,7 +88,7 @@ class _Projection:
         rows, start = code.scratch(BLOCK_ROWS * self._width), 0
         for i, width in enumerate(self._shape.sources):
             address, stride = sources[2 * i : 2 * i + 2]
-            source = build.inttoptr(address, F32.as_pointer())
+            source = code.pointer(address)
             with code.loop(code.literal(0), count, 1) as row:
                 place = code.times(build.add(first, row.index), stride)
                 into = code.at(rows, code.times(row.index, self._width))

@@ -63,6 +63,10 @@ class VectorCode:
         """A vector of one constant."""
         return ir.Constant(self._type, [value] * self.lanes)
 
+    def pointer(self, address: ir.Value) -> ir.Value:
+        """To the single number at an address that came as an integer."""
+        return self.build.inttoptr(address, F32.as_pointer())
+
     def at(self, address: ir.Value, offset: ir.Value | int) -> ir.Value:
         """The address ``offset`` numbers further."""
         return self.build.gep(
