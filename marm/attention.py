@@ -6,11 +6,10 @@ C width of a key input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from marm.batch_rows import KeySource, batch_rows
 from marm.key_reading import Keys, RowPart, read_keys
 from marm.search import AllRows, RowSearch
 from marm.searched_keys import found_keys
@@ -141,17 +140,6 @@ class RecencyBias(nn.Module):
         return list(layers.permute(2, 0, 3, 1).unbind(0))
 
 
-@dataclass(frozen=True)
-class KeySource:
-    """Live features of one set of keys, before a layer adds its cached vectors."""
-
-    features: Tensor  # [U, N, F] or [P, F]
-    visible: Tensor
-    distance: Tensor  # int64, buckets
-    gap: Tensor  # int64, buckets
-    user_row: Tensor | None
-
-
 class MultiLayerTargetAttention(nn.Module):
     """Eq. (5) and (6): y_1..y_{L+1} of every query, reading one stored layer above layer 0 each.
 
@@ -205,13 +193,15 @@ class MultiLayerTargetAttention(nn.Module):
                 the memory: its own outputs of this very pass are what will be stored.
         """
         slab_bias = self.recency(slab.distance, slab.gap)
-        block_bias = [] if block is None else self.recency(block.distance, block.gap)
         # Normalised once; the layers differ in gain and shift alone.
         slab_live = RowPart.normalised(slab.features, self.feature_norms[0])
         key_sets = [Keys((slab_live,), slab.visible, slab_bias[0], slab.user_row)]
-        if block is not None:
-            block_live = RowPart.normalised(block.features, self.feature_norms[0])
-            key_sets.append(Keys((block_live,), block.visible, block_bias[0], None))
+        own = None if block is None else batch_rows(block, slab.user_row)
+        if own is not None:
+            seen = own.source
+            own_bias = self.recency(seen.distance, seen.gap)
+            own_live = RowPart.normalised(seen.features, self.feature_norms[0])
+            key_sets.append(Keys((own_live,), seen.visible, own_bias[0], seen.user_row))
         outputs = [self.first(query_input, key_sets, self.search)]
         for index, layer in enumerate(self.layers):
             y = outputs[-1]
@@ -223,9 +213,9 @@ class MultiLayerTargetAttention(nn.Module):
                 stored = RowPart.normalised(memory_UNLD[:, :, index], cached)
                 formed = (stored, slab_live.under(live))
                 key_sets.append(Keys(formed, memorised_BN, slab_bias[index + 1], slab.user_row))
-            if block is not None:
-                own = y if block_memory_BLD is None else block_memory_BLD[:, index]
-                formed = (RowPart.normalised(own, cached), block_live.under(live))
-                key_sets.append(Keys(formed, block.visible, block_bias[index + 1], None))
+            if own is not None:
+                written = y if block_memory_BLD is None else block_memory_BLD[:, index]
+                formed = (RowPart.normalised(own.rows(written), cached), own_live.under(live))
+                key_sets.append(Keys(formed, seen.visible, own_bias[index + 1], seen.user_row))
             outputs.append(layer(y, key_sets, self.search))
         return outputs

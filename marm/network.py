@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from marm.attention import KeySource
+from marm.batch_rows import KeySource
 from marm.config import MEMORY_METHODS, ModelConfig
 from marm.error_reading import ErrorReading
 from marm.error_vectors import ErrorVectors

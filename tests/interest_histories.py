@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from marm.attention import KeySource, RecencyBias
+from marm.attention import RecencyBias
+from marm.batch_rows import KeySource
 from marm.config import InterestConfig, ModelConfig
 from marm.interest.interface import UNKNOWN_TAG, History, Interest, Tags
 from marm.interest.methods import build_interest

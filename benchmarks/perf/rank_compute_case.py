@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from marm.amortised import AmortisedAttention, UserHistory
-from marm.attention import KeySource, MultiLayerTargetAttention
+from marm.attention import MultiLayerTargetAttention
+from marm.batch_rows import KeySource
 from marm.precision import Precision
 from marm.search import RowSearch
 from marm.sequence import NUM_DISTANCE_BUCKETS, NUM_GAP_BUCKETS

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from marm.attention import KeySource
+from marm.batch_rows import KeySource
 from marm.interest.user_sequence import UserSequence
 from marm.scoring_plan import ScoringPlan
 from marm.search import Categories

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from marm.attention import RecencyBias, TargetAttention
+from marm.batch_rows import batch_rows
 from marm.config import InterestConfig, ModelConfig
 from marm.interest.interface import History, Interest, InterestOutput
 from marm.key_reading import Keys, RowPart
@@ -42,7 +43,9 @@ class StackedTargetAttention(Interest):
 
     def forward(self, query_BF: Tensor, history: History) -> InterestOutput:
         """See `Interest.forward`."""
-        sources = [history.slab] if history.block is None else [history.slab, history.block]
+        sources = [history.slab]
+        if history.block is not None:
+            sources.append(batch_rows(history.block, history.slab.user_row).source)
         biases = [self.recency(source.distance, source.gap) for source in sources]
         # As in MARM: normalised once, the layers differ in gain and shift alone.
         first = self.feature_norms[0]

@@ -17,7 +17,7 @@ from sample_events import (
 )
 from torch import Tensor
 
-from marm.attention import KeySource
+from marm.batch_rows import KeySource
 from marm.config import METHODS, InterestConfig
 from marm.events import EventBatch
 from marm.inputs import ModelInputs

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from marm import frozen_layer
 from marm.amortised import AmortisedAttention, UserHistory
-from marm.attention import KeySource, MultiLayerTargetAttention
+from marm.attention import MultiLayerTargetAttention
 from marm.attention_kernel import KernelAttention
+from marm.batch_rows import KeySource
 from marm.cascader import Cascader
 from marm.frozen_layer import FrozenLayer
 from marm.kernels.native_code import host_registers

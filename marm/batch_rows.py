@@ -1,0 +1,107 @@
+"""How a batch's own events lie as keys: all before every query, or beside those of their user.
+
+A query sees the earlier events of its own user only. `WholeBlock` shows it the whole batch and
+hides the rest: attention then costs B * B, however few events a user has. `BlockByUser` lays them
+out as a slab of each user, B * Q. Both give the same numbers; the first is the plain form and the
+reference, and the better one where few users have most of a batch.
+
+Shape legend: B queries, which are the block's P events, U users, Q most events of one user, F
+feature dim, X width of anything that an event has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from marm.query_groups import QueryGroups
+
+_COPY_COST = 10
+"""Attention to an event of one's user, copied beside him, in attention to one of the whole batch;
+measured with `benchmarks.perf.batch_rows`."""
+
+
+@dataclass(frozen=True)
+class KeySource:
+    """Live features of one set of keys, before a layer adds its cached vectors."""
+
+    features: Tensor  # [U, N, F] or [P, F]
+    visible: Tensor  # bool [B or 1, N or P]
+    distance: Tensor  # int64, buckets
+    gap: Tensor  # int64, buckets
+    user_row: Tensor | None
+
+
+class BatchRows(Protocol):
+    """The batch's own events as one set of keys."""
+
+    @property
+    def source(self) -> KeySource:
+        """Their live features and what each query sees of them."""
+        ...
+
+    def rows(self, x_PX: Tensor) -> Tensor:
+        """What the events have, laid out as the features of `source`."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeBlock:
+    """Every query before all of the batch's events, ``[P, F]``."""
+
+    source: KeySource
+
+    def rows(self, x_PX: Tensor) -> Tensor:
+        """See `BatchRows.rows`."""
+        return x_PX
+
+
+@dataclass(frozen=True)
+class BlockByUser:
+    """Every query before the batch's events of its user, ``[U, Q, F]`` in the batch's order."""
+
+    source: KeySource
+    event_UQ: Tensor  # int64 index among the batch's events; P where a user has no more
+
+    @staticmethod
+    def of(block: KeySource, user_row_B: Tensor, groups: QueryGroups) -> BlockByUser:
+        """``groups`` are those of the queries, one for each user."""
+        event_UQ = groups.query_P.view(-1, groups.size)
+        event_BQ = event_UQ[user_row_B]
+        missing_BQ = event_BQ == len(user_row_B)
+        # Any event stands in for one that a user does not have: nobody sees it.
+        place_BQ = event_BQ.masked_fill(missing_BQ, 0)
+        source = KeySource(
+            _rows(block.features, event_UQ),
+            block.visible.gather(1, place_BQ) & ~missing_BQ,
+            block.distance.gather(1, place_BQ),
+            block.gap.gather(1, place_BQ),
+            user_row_B,
+        )
+        return BlockByUser(source, event_UQ)
+
+    def rows(self, x_PX: Tensor) -> Tensor:
+        """See `BatchRows.rows`; zeros where a user has no more."""
+        return _rows(x_PX, self.event_UQ)
+
+
+def batch_rows(block: KeySource, user_row_B: Tensor | None) -> BatchRows:
+    """The layout that attends to less; ``user_row_B`` is the user of each event.
+
+    By user a query passes Q rows that were copied for its user, in whole it passes B.
+    """
+    if user_row_B is None or len(user_row_B) < 2:
+        return WholeBlock(block)
+    num_users = int(user_row_B.max()) + 1
+    groups = QueryGroups.of(user_row_B, num_users)
+    if groups.user_G is not None or _COPY_COST * groups.size > len(user_row_B):
+        return WholeBlock(block)
+    return BlockByUser.of(block, user_row_B, groups)
+
+
+def _rows(x_PX: Tensor, event_UQ: Tensor) -> Tensor:
+    padded = torch.cat([x_PX, x_PX.new_zeros(1, x_PX.shape[1])])
+    return nn.functional.embedding(event_UQ, padded)
