@@ -18,6 +18,7 @@ from benchmarks.paper.options import Experiment, common_options
 from benchmarks.paper.plan import parse_method
 from benchmarks.paper.plots import plot_methods
 from benchmarks.paper.report import heading, method_rows, methods_table, rows_to_dict
+from benchmarks.paper.techniques import by_technique
 from marm.config import InterestConfig
 from train.config import TrainConfig
 
@@ -89,6 +90,11 @@ def without_feature(name: str) -> Callable[[TrainConfig], TrainConfig]:
     return change
 
 
+def technique(name: str, what: str) -> Variation:
+    """Another way to train (`benchmarks.paper.techniques`)."""
+    return Variation(name, what, by_technique(name))
+
+
 VARIATIONS = (
     Variation("depth_0", "L=0: no memory", depth(0)),
     Variation("depth_1", "L=1", depth(1)),
@@ -114,6 +120,13 @@ VARIATIONS = (
     Variation("dense_lr_triple", "three times the dense learning rate", dense_rate(3)),
     Variation("sparse_lr_third", "a third of the sparse learning rate", sparse_rate(1 / 3)),
     Variation("sparse_lr_triple", "three times the sparse learning rate", sparse_rate(3)),
+    technique("upper_lr_third", "a third of the dense rate for attention over cached vectors"),
+    technique("upper_lr_triple", "three times the dense rate for attention over cached vectors"),
+    technique("warm_up", "the dense rate rises over the first 1,000 steps"),
+    technique("clipping", "dense gradients of a norm of at most 1"),
+    technique("averaged_writer", "a moving average of the weights writes the rows"),
+    technique("cut_batch_gradient", "no gradient through cached vectors of the batch"),
+    technique("no_feedback", "rows do not say what became of them"),
 )
 
 

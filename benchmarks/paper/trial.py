@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.paper.datasets import TASK, Dataset
-from benchmarks.paper.phases import PhaseClock, TimedLearner, TimedMemory, TimedSource
+from benchmarks.paper.phases import PhaseClock, TimedMemory, TimedSource
+from benchmarks.paper.techniques import build_learner
 from cache_actors.event_log.offsets import LogOffsets
 from marm.events import EventBatch
 from marm.memory import Memory
@@ -126,7 +127,7 @@ def run_pass(dataset: Dataset, config: TrainConfig, memory: Memory | None = None
         SingleWorker(),
         _NOTHING,
     )
-    learner = TimedLearner(model, config, SingleWorker(), clock)
+    learner = build_learner(config, clock)
     trainer.learners = [learner]
     cost = _timed_run(trainer, clock, len(dataset))
     score_N = np.concatenate([np.empty(0, np.float32), *learner.scores])

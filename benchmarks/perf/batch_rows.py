@@ -48,7 +48,8 @@ def whole_blocks() -> Iterator[None]:
 def measure(settings: Settings) -> Measured:
     """CPU time of a pass by user over that with whole blocks, for every batch size."""
     dataset = load_dataset(settings.data, settings.events)
-    figures, medians = [], {}
+    figures: list[Figure] = []
+    medians: dict[str, float] = {}
     for batch_size in settings.batch_sizes:
         pairs_R2 = np.array(
             [_cpu_seconds(dataset, settings, batch_size, seed) for seed in range(settings.rounds)]
@@ -65,7 +66,7 @@ def measure(settings: Settings) -> Measured:
             )
         )
         for name, seconds in zip(("whole", "by_user"), middle, strict=True):
-            medians[f"{name}_{batch_size}_events_per_cpu_s"] = round(len(dataset) / float(seconds))
+            medians[f"{name}_{batch_size}_events_per_cpu_s"] = len(dataset) / float(seconds)
     return Measured(tuple(figures), medians)
 
 

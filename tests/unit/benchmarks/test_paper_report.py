@@ -124,7 +124,14 @@ def make_dataset(features: tuple[str, ...]) -> Dataset:
 
 @pytest.mark.parametrize(
     ("method", "as_it_is", "impossible"),
-    [("marm_l2", "no_errors", []), ("marm_e_l2", "two_errors", ["rows_int8"])],
+    [
+        ("marm_l2", "no_errors", []),
+        (
+            "marm_e_l2",
+            "two_errors",
+            ["rows_int8", "upper_lr_third", "upper_lr_triple", "cut_batch_gradient"],
+        ),
+    ],
 )
 def test_every_variation_is_a_valid_configuration(
     method: str, as_it_is: str, impossible: list[str]
