@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -190,4 +190,4 @@ class Experiment:
 
 def seeded(config: TrainConfig, seed: int) -> TrainConfig:
     """The same with another seed."""
-    return TrainConfig.from_dict({**config.to_dict(), "seed": seed})
+    return replace(config, seed=seed)

@@ -209,7 +209,7 @@ def test_chance_overlap() -> None:
         (fig5, ["--method", "marm_e", "--dims", "8", "--lengths", "6,12", "--dim", "8"], "points"),
         (fig6, ["--depth", "1", "--top-k", "4", "--users", "3", "--candidates", "5"], "overlap"),
         (fig6, ["--method", "marm_sim", "--depth", "1", "--top-k", "4", "--users", "2"], "overlap"),
-        (ablations, ["--variations", "depth_0,rows_int8", "--method", "marm_l1"], "variations"),
+        (ablations, ["--variations", "depth_0,clipping", "--method", "marm_l1"], "variations"),
         (rq4_cost, ["--depth", "1", "--lengths", "6,12", "--slice-events", "64"], "points"),
     ],
 )
