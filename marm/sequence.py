@@ -97,22 +97,20 @@ def view_block(
 
     Strictly causal: an event sees events of its user with a smaller timestamp only.
     """
-    stamps = events.timestamp_ms
-    past_BB = past_block(events, user_row, entering)
-    predecessors_B = past_BB.sum(axis=1)
+    stamps, keys, size = events.timestamp_ms, events.event_key, len(events)
+    query, key = pairs_of_users(user_row, entering)
+    past = stamps[key] < stamps[query]
+    predecessors_B = np.bincount(query[past], minlength=size)
     # The ordinal of a key among its user's entering events in storage order.
-    earlier_BB = past_BB | (
-        _same_user(user_row, entering)
-        & (stamps[None, :] == stamps[:, None])
-        & (events.event_key[None, :] < events.event_key[:, None])
-    )
-    ordinal_B = earlier_BB.sum(axis=1)
-    distance_BB = predecessors_B[:, None] - ordinal_B[None, :]
-    view = View(
-        past_BB & (distance_BB <= n),
-        distance_bucket(distance_BB),
-        gap_bucket(stamps[:, None] - stamps[None, :]),
-    )
+    earlier = past | ((stamps[key] == stamps[query]) & (keys[key] < keys[query]))
+    ordinal_B = np.bincount(query[earlier], minlength=size)
+    distance = predecessors_B[query] - ordinal_B[key]
+    seen = past & (distance <= n)
+    query, key, distance = query[seen], key[seen], distance[seen]
+    view = View(np.zeros((size, size), np.bool_), *np.zeros((2, size, size), np.int64))
+    view.visible[query, key] = True
+    view.distance[query, key] = distance_bucket(distance)
+    view.gap[query, key] = gap_bucket(stamps[query] - stamps[key])
     return view, predecessors_B
 
 
@@ -120,8 +118,26 @@ def past_block(
     events: EventBatch, user_row: NDArray[np.int64], entering: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Which of the batch's events are a query's past however far away, ``[B, B]`` (query, key)."""
-    stamps = events.timestamp_ms
-    return _same_user(user_row, entering) & (stamps[None, :] < stamps[:, None])
+    query, key = pairs_of_users(user_row, entering)
+    past = events.timestamp_ms[key] < events.timestamp_ms[query]
+    past_BB = np.zeros((len(events), len(events)), np.bool_)
+    past_BB[query[past], key[past]] = True
+    return past_BB
+
+
+def pairs_of_users(
+    user_row: NDArray[np.int64], entering: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All pairs (query, key) of events of one user of which the key enters the sequence: far fewer
+    than all pairs of a batch of many users."""
+    keys = np.flatnonzero(entering)
+    keys = keys[np.argsort(user_row[keys], kind="stable")]
+    counts_U = np.bincount(user_row[keys], minlength=int(user_row.max(initial=-1)) + 1)
+    starts_U = np.cumsum(counts_U) - counts_U
+    counts_B = counts_U[user_row]
+    query = np.repeat(np.arange(len(user_row)), counts_B)
+    ordinal = np.arange(len(query)) - np.repeat(np.cumsum(counts_B) - counts_B, counts_B)
+    return query, keys[starts_U[user_row[query]] + ordinal]
 
 
 def newest_of(past_BN: NDArray[np.bool_], stamps_BN: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -129,10 +145,6 @@ def newest_of(past_BN: NDArray[np.bool_], stamps_BN: NDArray[np.int64]) -> NDArr
     never = np.iinfo(np.int64).min
     newest_B = np.where(past_BN, stamps_BN, never).max(axis=1, initial=never)
     return past_BN & (stamps_BN == newest_B[:, None])
-
-
-def _same_user(user_row: NDArray[np.int64], entering: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return (user_row[:, None] == user_row[None, :]) & entering[None, :]
 
 
 def newest_memorised(slab: Slab, queries: Queries) -> NDArray[np.bool_]:
