@@ -17,8 +17,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from marm.query_groups import QueryGroups
-
 _COPY_COST = 10
 """Attention to an event of one's user, copied beside him, in attention to one of the whole batch;
 measured with `benchmarks.perf.batch_rows`."""
@@ -67,11 +65,17 @@ class BlockByUser:
     event_UQ: Tensor  # int64 index among the batch's events; P where a user has no more
 
     @staticmethod
-    def of(block: KeySource, user_row_B: Tensor, groups: QueryGroups) -> BlockByUser:
-        """``groups`` are those of the queries, one for each user."""
-        event_UQ = groups.query_P.view(-1, groups.size)
+    def of(block: KeySource, user_row_B: Tensor) -> BlockByUser:
+        """``user_row_B`` is the user of each event; every one of ``max + 1`` users has a slab."""
+        num_events, counts_U = len(user_row_B), torch.bincount(user_row_B)
+        order_B = torch.argsort(user_row_B, stable=True)
+        user_B = user_row_B[order_B]
+        first_U = torch.cumsum(counts_U, dim=0) - counts_U
+        ordinal_B = torch.arange(num_events, device=user_row_B.device) - first_U[user_B]
+        event_UQ = order_B.new_full((len(counts_U), int(counts_U.max())), num_events)
+        event_UQ[user_B, ordinal_B] = order_B
         event_BQ = event_UQ[user_row_B]
-        missing_BQ = event_BQ == len(user_row_B)
+        missing_BQ = event_BQ == num_events
         # Any event stands in for one that a user does not have: nobody sees it.
         place_BQ = event_BQ.masked_fill(missing_BQ, 0)
         source = KeySource(
@@ -89,19 +93,18 @@ class BlockByUser:
 
 
 def batch_rows(block: KeySource, user_row_B: Tensor | None) -> BatchRows:
-    """The layout that attends to less; ``user_row_B`` is the user of each event.
+    """The layout that costs less; ``user_row_B`` is the user of each event.
 
     By user a query passes Q rows that were copied for its user, in whole it passes B.
     """
-    if user_row_B is None or len(user_row_B) < 2:
+    if user_row_B is None or not len(user_row_B):
         return WholeBlock(block)
-    num_users = int(user_row_B.max()) + 1
-    groups = QueryGroups.of(user_row_B, num_users)
-    if groups.user_G is not None or _COPY_COST * groups.size > len(user_row_B):
+    most = int(torch.bincount(user_row_B).max())
+    if _COPY_COST * most > len(user_row_B):
         return WholeBlock(block)
-    return BlockByUser.of(block, user_row_B, groups)
+    return BlockByUser.of(block, user_row_B)
 
 
 def _rows(x_PX: Tensor, event_UQ: Tensor) -> Tensor:
     padded = torch.cat([x_PX, x_PX.new_zeros(1, x_PX.shape[1])])
-    return nn.functional.embedding(event_UQ, padded)
+    return nn.functional.embedding(event_UQ, padded, padding_idx=len(x_PX))

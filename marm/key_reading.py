@@ -46,8 +46,8 @@ class Keys:
     """One set of keys and what each query sees of it.
 
     A slab has inputs ``[U, N, C]`` and ``user_row`` picks the user of each query; with one user,
-    all queries share its keys and nothing is copied per query. A block has inputs ``[P, C]`` and
-    ``user_row`` None. The leading dim of the view is B, or 1 when all queries see the same.
+    all queries share its keys and nothing is copied per query. A whole block has inputs ``[P, C]``
+    and ``user_row`` None. The leading dim of the view is B, or 1 when all queries see the same.
     ``inputs`` may be given as the `parts` that make up C.
     """
 

@@ -122,11 +122,11 @@ VARIATIONS = (
     Variation("sparse_lr_triple", "three times the sparse learning rate", sparse_rate(3)),
     technique("upper_lr_third", "a third of the dense rate for attention over cached vectors"),
     technique("upper_lr_triple", "three times the dense rate for attention over cached vectors"),
-    technique("warm_up", "the dense rate rises over the first 1,000 steps"),
+    technique("warm_up", "the dense rate rises over the first 100 steps"),
     technique("clipping", "dense gradients of a norm of at most 1"),
     technique("averaged_writer", "a moving average of the weights writes the rows"),
     technique("cut_batch_gradient", "no gradient through cached vectors of the batch"),
-    technique("no_feedback", "rows do not say what became of them"),
+    technique("no_feedback", "live features of rows do not say what became of them"),
 )
 
 

@@ -6,7 +6,7 @@ They are tried here rather than offered by `train`, which has what was found to 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,26 +17,20 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.paper.phases import PhaseClock, TimedLearner
+from benchmarks.paper.trained_by import trained_by
 from marm.batch_rows import BatchRows, KeySource, batch_rows
 from marm.config import ModelConfig
 from marm.inputs import ModelInputs
 from marm.network import SequenceNetwork
 from marm.stage_model import StepOutput
-from train.collective import Collective, SingleWorker
+from train.collective import Collective
 from train.config import TrainConfig
 
-WARM_UP_STEPS = 1_000
+WARM_UP_STEPS = 100
 LARGEST_GRADIENT = 1.0
 """Norm of the gradient of all dense parameters, of a mean loss."""
 WRITER_DECAY = 0.99
 """Of the moving average that writes: it remembers about a hundred steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TechniqueConfig(TrainConfig):
-    """A run that trains by one of `TECHNIQUES`."""
-
-    technique: str
 
 
 def by_technique(name: str) -> Callable[[TrainConfig], TrainConfig]:
@@ -47,18 +41,14 @@ def by_technique(name: str) -> Callable[[TrainConfig], TrainConfig]:
 
     def change(config: TrainConfig) -> TrainConfig:
         model = config.models[0]
-        if TECHNIQUES[name] in _OF_CACHED_ATTENTION and model.depth == model.error_layers:
+        kind = TECHNIQUES[name]
+        if kind in _OF_CACHED_ATTENTION and model.depth == model.error_layers:
             raise ValueError("the model has no attention over cached vectors")
-        given = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
-        return TechniqueConfig(**given, technique=name)
+        if kind is AveragedWriter and not model.depth:
+            raise ValueError("the model writes no vectors")
+        return trained_by(config, kind)
 
     return change
-
-
-def build_learner(config: TrainConfig, clock: PhaseClock) -> TimedLearner:
-    """The learner of the only model of a configuration."""
-    kind = TECHNIQUES[config.technique] if isinstance(config, TechniqueConfig) else TimedLearner
-    return kind(config.models[0], config, SingleWorker(), clock)
 
 
 class ClippedLearner(TimedLearner):
@@ -124,7 +114,10 @@ class SlowUpperLearner(UpperRateLearner):
 
 
 class AveragedWriter(TimedLearner):
-    """A moving average of the dense half writes the rows; the current one predicts and learns."""
+    """A moving average of the dense half writes the rows; the current one predicts and learns.
+
+    Within a batch events see the rows of the current one, through which it learns.
+    """
 
     def __init__(
         self, model: ModelConfig, config: TrainConfig, collective: Collective, clock: PhaseClock
@@ -137,8 +130,9 @@ class AveragedWriter(TimedLearner):
     ) -> StepOutput:
         """See `train.learner.Learner.predict`."""
         output = super().predict(inputs, labels_B, memory_BLD)
-        with torch.no_grad():
-            embedded = self.model.embed(inputs)
+        assert self._batch is not None
+        embedded, _ = self._batch
+        with self._clock.time("predict"), torch.no_grad(), self._autocast():
             written = self.model.training_forward(self._average, embedded, labels_B, memory_BLD)
         return replace(output, rows_BLD=written.rows_BLD)
 
@@ -160,7 +154,8 @@ class CutBatchGradient(TimedLearner):
 
 
 class RowsWithoutFeedback(TimedLearner):
-    """Rows do not say what became of them, but for what layers of errors do."""
+    """The live features of rows do not say what became of them; stored errors do, and so does being
+    a row where only long views are."""
 
     def __init__(
         self, model: ModelConfig, config: TrainConfig, collective: Collective, clock: PhaseClock

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.paper.datasets import TASK, Dataset
 from benchmarks.paper.phases import PhaseClock, TimedMemory, TimedSource
-from benchmarks.paper.techniques import build_learner
+from benchmarks.paper.trained_by import build_learner
 from cache_actors.event_log.offsets import LogOffsets
 from marm.events import EventBatch
 from marm.memory import Memory

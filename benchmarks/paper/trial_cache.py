@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.code_version import code_version
+from benchmarks.paper.trained_by import modules_of
 from benchmarks.paper.trial import WINDOWS, Cost, Predictions, TrialResult
 from cache_actors.atomic_files import pending_path
 from marm.config import ModelConfig
@@ -40,7 +42,7 @@ class TrialCache:
         document = {
             "data": data_fingerprint,
             "train": config.to_dict(),
-            "code": trial_code_version(config.models[0]),
+            "code": trial_code_version(config.models[0], modules_of(config)),
         }
         text = json.dumps(document, sort_keys=True)
         return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
@@ -74,12 +76,13 @@ class TrialCache:
             pending.unlink(missing_ok=True)
 
 
-def trial_code_version(model: ModelConfig) -> str:
-    """Digest of the code that a trial of ``model`` runs: of the methods, only those it has."""
+def trial_code_version(model: ModelConfig, more: Collection[str] = ()) -> str:
+    """Digest of the code that a trial of ``model`` runs: of the methods, only those it has, and of
+    ``more`` modules."""
     # Every width as small as the defaults of its tests would have it: classes are what counts.
     small = replace(model, num_slots=16)
     modules = {type(part).__module__ for part in build_model(small).modules()}
-    return _code_version(frozenset({_TRIAL, *modules}))
+    return _code_version(frozenset({_TRIAL, *modules, *more}))
 
 
 def remember_code() -> None:

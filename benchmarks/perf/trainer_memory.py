@@ -43,12 +43,12 @@ class Settings:
     """Size of the measurement."""
 
     events: int = 10_000_000
-    every: int = 1_000_000  # events between two looks at the memory
+    every: int = 500_000  # events between two looks at the memory
     users: int = 2_000
     history: int = 20
     dim: int = 16
     slots: int = 1 << 16
-    batch_size: int = 256
+    batch_size: int = 512
     table: str = "admitted"
     new_items: float = 0.5  # share of events on an item never seen before
     seed: int = 0

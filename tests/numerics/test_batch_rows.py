@@ -12,12 +12,13 @@ from marm.config import InterestConfig, ModelConfig
 from marm.interest.interface import History
 from marm.interest.stca import StackedTargetAttention
 from marm.memory import Namespace
-from marm.query_groups import QueryGroups
 from marm.search import AllRows, RowSearch, TopRows
 from marm.sequence import NUM_DISTANCE_BUCKETS, NUM_GAP_BUCKETS
 
 DEPTH, DIM, WIDTH, NUM_ROWS = 2, 8, 6, 5
 
+# Of one row, what is found is copied; of three, what is not found is hidden.
+SEARCHES = [AllRows(), TopRows(1), TopRows(3)]
 BY_USER = {
     "unsorted_users_of_one_to_three_events": [3, 0, 2, 1, 0, 4, 0, 2, 5],
     "one_event_each": [2, 0, 1, 3],
@@ -30,6 +31,7 @@ LAYOUTS = {
     "one_user": ([0] * 40, WholeBlock),
     "four_users": ([0, 1, 2, 3] * 10, WholeBlock),
     "one_user_has_half": ([0] * 20 + list(range(1, 20)), WholeBlock),
+    "one_user_has_a_twelfth": ([0] * 9 + list(range(1, 100)), BlockByUser),
     "twenty_users": (list(range(20)) * 2, BlockByUser),
     "an_event_each": (list(range(10)), BlockByUser),
 }
@@ -63,10 +65,6 @@ class Batch:
         self.leaves = [self.queries, self.block.features, self.slab.features]
 
 
-def by_user(block: KeySource, user_row_B: Tensor) -> BlockByUser:
-    return BlockByUser.of(block, user_row_B, QueryGroups.of(user_row_B, int(user_row_B.max()) + 1))
-
-
 def whole(block: KeySource, user_row_B: Tensor) -> WholeBlock:
     return WholeBlock(block)
 
@@ -87,7 +85,7 @@ def random_attention(search: RowSearch) -> MultiLayerTargetAttention:
     return network.double()
 
 
-@pytest.mark.parametrize("search", [AllRows(), TopRows(3)], ids=["all_rows", "found_rows"])
+@pytest.mark.parametrize("search", SEARCHES, ids=repr)
 @pytest.mark.parametrize("writer", [True, False], ids=["writes", "reads"])
 @pytest.mark.parametrize("users", BY_USER)
 def test_layers_over_rows_by_user_equal_those_over_the_whole_block(
@@ -103,7 +101,7 @@ def test_layers_over_rows_by_user_equal_those_over_the_whole_block(
         )
         return outputs, gradients(outputs, leaves)
 
-    monkeypatch.setattr("marm.attention.batch_rows", by_user)
+    monkeypatch.setattr("marm.attention.batch_rows", BlockByUser.of)
     laid_out = numbers()
     monkeypatch.setattr("marm.attention.batch_rows", whole)
     torch.testing.assert_close(laid_out, numbers(), rtol=1e-10, atol=1e-10)
@@ -129,7 +127,7 @@ def test_stacked_attention_over_rows_by_user_equals_that_over_the_whole_block(
         known = method(batch.queries, history).interest_BD
         return known, gradients([known], leaves)
 
-    monkeypatch.setattr("marm.interest.stca.batch_rows", by_user)
+    monkeypatch.setattr("marm.interest.stca.batch_rows", BlockByUser.of)
     laid_out = numbers()
     monkeypatch.setattr("marm.interest.stca.batch_rows", whole)
     torch.testing.assert_close(laid_out, numbers(), rtol=1e-10, atol=1e-10)
@@ -144,6 +142,6 @@ def test_the_layout_that_attends_to_less(users: str) -> None:
 
 def test_every_event_lies_with_its_user_in_the_order_of_the_batch() -> None:
     batch = Batch([1, 0, 1, 2, 0, 1])
-    rows = by_user(batch.block, batch.user_row_B)
+    rows = BlockByUser.of(batch.block, batch.user_row_B)
     number_P1 = torch.arange(1.0, 7.0)[:, None]
     assert rows.rows(number_P1)[:, :, 0].tolist() == [[2, 5, 0], [1, 3, 6], [4, 0, 0]]

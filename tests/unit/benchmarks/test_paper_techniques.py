@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 from made_up_trials import make_dataset, small_config
-from sample_events import fetch_for
+from sample_events import fetch_for, replaced
 from torch import Tensor
 
 from benchmarks.paper import techniques
 from benchmarks.paper.ablations import choose
 from benchmarks.paper.phases import PhaseClock, TimedLearner
 from benchmarks.paper.plan import CommonSettings
-from benchmarks.paper.techniques import TECHNIQUES, build_learner, by_technique, sequence_of
+from benchmarks.paper.techniques import TECHNIQUES, by_technique, sequence_of
+from benchmarks.paper.trained_by import build_learner
 from benchmarks.paper.trial import run_pass, run_trial
 from benchmarks.paper.trial_cache import TrialCache
 from marm.memory import InProcessMemory
@@ -30,10 +31,11 @@ def learner_of(name: str | None) -> TimedLearner:
     return build_learner(PLAIN if name is None else by_technique(name)(PLAIN), PhaseClock())
 
 
-def step(learner: TimedLearner, count: int = 32) -> StepOutput:
-    events = DATASET.events.take(slice(0, count))
+def step(learner: TimedLearner, memory_BLD: Tensor | None = None) -> StepOutput:
+    events = DATASET.events.take(slice(0, 32))
     rows = fetch_for(events, InProcessMemory(PLAIN.namespace), COMMON.history_length)
-    output = learner.predict(learner.model.inputs.for_training(events, rows), events.labels, None)
+    inputs = learner.model.inputs.for_training(events, rows)
+    output = learner.predict(inputs, events.labels, memory_BLD)
     learner.learn(events.labels, learner.model.num_labels(events.labels))
     return output
 
@@ -63,7 +65,9 @@ def test_a_trial_by_a_technique_is_kept_apart(tmp_path: object) -> None:
     cache = TrialCache(tmp_path)  # type: ignore[arg-type]
     changed = by_technique("clipping")(PLAIN)
     assert cache.path("data", changed) != cache.path("data", PLAIN)
-    assert run_trial(DATASET, changed).settings["train"]["technique"] == "clipping"
+    assert run_trial(DATASET, changed).settings["train"]["technique"] == (
+        "benchmarks.paper.techniques:ClippedLearner"
+    )
 
 
 @pytest.mark.parametrize("name", ["upper_lr_third", "upper_lr_triple", "cut_batch_gradient"])
@@ -89,7 +93,7 @@ def test_the_rate_rises() -> None:
     for _ in range(3):
         rates.append(learner._optimizer.param_groups[0]["lr"])
         step(learner)
-    np.testing.assert_allclose(rates, [1e-6, 1.999e-6, 2.998e-6], rtol=1e-9)
+    np.testing.assert_allclose(rates, [1e-5, 1.99e-5, 2.98e-5], rtol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "factor"), [("upper_lr_third", 1 / 3), ("upper_lr_triple", 3)])
@@ -124,23 +128,38 @@ def test_the_moving_average_writes() -> None:
     assert not torch.equal(usual.rows_BLD, other.rows_BLD)
 
 
-def test_a_cut_gradient_ends_at_the_rows_of_the_batch() -> None:
-    """The first layer learns through them; with the cut only through each query itself."""
-    plain, cut = learner_of(None), learner_of("cut_batch_gradient")
-    assert torch.equal(step(plain).rows_BLD, step(cut).rows_BLD)
-    gradients = [
+def test_writing_nothing_cannot_be_averaged() -> None:
+    with pytest.raises(ValueError, match="writes no vectors"):
+        by_technique("averaged_writer")(small_config(COMMON, "marm_l0", DATASET))
+
+
+def test_a_cut_gradient_is_that_of_rows_that_were_stored() -> None:
+    """The same vectors given as a memory of someone else's have the same gradients."""
+    cut, reading = learner_of("cut_batch_gradient"), learner_of(None)
+    rows_BLD = step(cut).rows_BLD
+    step(reading, rows_BLD)
+    pairs = zip(cut.model.net.parameters(), reading.model.net.parameters(), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-9)
+    plain = learner_of(None)
+    step(plain)
+    first = [
         sequence_of(learner).memory_augmented.attention.first.query.weight.grad
         for learner in (plain, cut)
     ]
-    assert gradients[0] is not None
-    assert gradients[1] is not None
-    assert not torch.allclose(gradients[0], gradients[1])
+    assert first[0] is not None
+    assert first[1] is not None
+    assert not torch.allclose(first[0], first[1])
 
 
-def test_rows_without_feedback_stay_without() -> None:
-    learner = learner_of("no_feedback")
-    for _ in range(2):
-        step(learner)
-    sequence = sequence_of(learner)
-    assert not sequence.feedback_signal.weight.any()
-    assert not sequence.watch_bucket.weight.any()
+@pytest.mark.parametrize(("name", "equal"), [("no_feedback", True), (None, False)])
+def test_rows_without_feedback_say_nothing_of_it(name: str | None, equal: bool) -> None:
+    learner = learner_of(name)
+    step(learner)
+    events = DATASET.events.take(slice(32, 64))
+    rows = fetch_for(events, InProcessMemory(PLAIN.namespace), COMMON.history_length)
+    scores = []
+    for labels in (events.labels, 1 - events.labels):
+        inputs = learner.model.inputs.for_training(replaced(events, labels=labels), rows)
+        scores.append(learner.predict(inputs, events.labels, None).scores_BT)
+    assert np.array_equal(scores[0], scores[1]) == equal
