@@ -4,7 +4,7 @@ Events are made up on the fly: a fixed number of users, and items without end, m
 once. Everything that could grow with the stream is in the process: batches, tables, metrics and a
 store that is bounded by rows per user. The last line is JSON.
 
-    python -m benchmarks.perf.trainer_memory --events 10_000_000
+    python -m benchmarks.perf.trainer_memory --output trainer_memory.json
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.perf.figures import write_result
 from cache_actors.event_log.offsets import LogOffsets
 from marm.config import ModelConfig, TableConfig
 from marm.events import TASKS, EventBatch
@@ -167,8 +168,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    settings = replace(Settings(), **vars(parser.parse_args()))
-    print(json.dumps(measure(settings)))
+    parser.add_argument("--output", default=None, help="file for the result, as JSON")
+    options = vars(parser.parse_args())
+    output = options.pop("output")
+    write_result(json.dumps(measure(replace(Settings(), **options))), output)
 
 
 if __name__ == "__main__":
