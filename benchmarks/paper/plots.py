@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks.paper.report import MethodRow
 
 _ROW_INCHES = 0.36
 _WIDTH_INCHES = 8.0
+_TITLE_CHARACTERS = 48
 _PANEL_INCHES = 4.2
 _DPI = 120
 
@@ -49,10 +51,11 @@ def plot_methods(rows: Sequence[MethodRow], floor_gauc: float, title: str, path:
         axis.plot(gauc.values, [place] * len(gauc.values), "o", color="#57606a", markersize=3)
         axis.plot([gauc.mean], [place], "D", color="#0969da", markersize=6)
     axis.axvline(floor_gauc, color="#c62828", linewidth=0.8, label="running item mean")
-    axis.set_yticks(range(len(rows)), [row.title for row in rows])
+    titles = [textwrap.fill(row.title, _TITLE_CHARACTERS) for row in rows]
+    axis.set_yticks(range(len(rows)), titles, fontsize="small")
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel("GAUC; dots are seeds, diamonds their means")
+    axis.set_xlabel("GAUC; dots are seeds, diamonds their means", loc="right")
     axis.set_title(title)
     axis.legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=_DPI)
