@@ -22,7 +22,14 @@ from torch import Tensor
 from benchmarks.paper.datasets import Dataset, load_dataset
 from benchmarks.paper.plan import CommonSettings, parse_method
 from benchmarks.paper.trial import run_pass
-from benchmarks.perf.figures import Figure, Measured, json_line, print_table, write_result
+from benchmarks.perf.figures import (
+    Figure,
+    Measured,
+    data_name,
+    json_line,
+    print_table,
+    write_result,
+)
 from benchmarks.perf.timing import Ratio
 from marm.batch_rows import BatchRows, BlockByUser, KeySource, WholeBlock, batch_rows
 
@@ -138,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     measured = measure(settings)
     print_table("a batch's own rows by user", [measured])
-    about = {**asdict(settings), "data": load_dataset(settings.data, 1).name}
+    about = {**asdict(settings), "data": data_name(settings.data)}
     write_result(json_line("batch_rows", [measured], about, time.monotonic() - started), output)
 
 

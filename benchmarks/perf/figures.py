@@ -122,6 +122,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def data_name(data: str) -> str:
+    """What a result says of its data: a file's name, but not where it was on the machine."""
+    return Path(data).name
+
+
 def write_result(line: str, output: str | None) -> None:
     """Print the line, and keep it where that was asked for."""
     print(line, flush=True)

@@ -23,7 +23,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.paper.datasets import Dataset, load_dataset
-from benchmarks.perf.figures import Measured, json_line, print_table, write_result
+from benchmarks.perf.figures import (
+    Measured,
+    data_name,
+    json_line,
+    print_table,
+    write_result,
+)
 from benchmarks.perf.memory import own_ray
 from benchmarks.perf.training_cost.cost import CostSettings, measure_cost
 from benchmarks.perf.training_cost.feed import (
@@ -84,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = {
         **asdict(settings),
         "parts": options.only,
-        "data": options.data,
+        "data": data_name(options.data),
         "limit": options.limit,
         "torch": torch.__version__,
     }

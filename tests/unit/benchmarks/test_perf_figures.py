@@ -9,6 +9,7 @@ from benchmarks.perf.figures import (
     Target,
     at_least,
     at_most,
+    data_name,
     exactly,
     json_line,
     print_table,
@@ -58,3 +59,10 @@ def test_the_result_names_every_figure_and_whether_it_holds(
     assert content["medians"] == {"a_ms": 12.35}
     assert content["settings"] == {"seed": 5}
     assert any("NO" in line and "bad" in line for line in printed)
+
+
+def test_a_result_names_its_data_and_not_where_it_was() -> None:
+    assert data_name("/somewhere/on/this/machine/ratings.parquet") == "ratings.parquet"
+    assert data_name("world:num_users=30,induction_strength=0.5") == (
+        "world:num_users=30,induction_strength=0.5"
+    )
