@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from marm.query_groups import by_user
+
 _COPY_COST = 10
 """Attention to an event of one's user, copied beside him, in attention to one of the whole batch;
 measured with `benchmarks.perf.batch_rows`."""
@@ -68,12 +70,9 @@ class BlockByUser:
     def of(block: KeySource, user_row_B: Tensor) -> BlockByUser:
         """``user_row_B`` is the user of each event; every one of ``max + 1`` users has a slab."""
         num_events, counts_U = len(user_row_B), torch.bincount(user_row_B)
-        order_B = torch.argsort(user_row_B, stable=True)
-        user_B = user_row_B[order_B]
-        first_U = torch.cumsum(counts_U, dim=0) - counts_U
-        ordinal_B = torch.arange(num_events, device=user_row_B.device) - first_U[user_B]
+        order_B, ordinal_B = by_user(user_row_B, counts_U)
         event_UQ = order_B.new_full((len(counts_U), int(counts_U.max())), num_events)
-        event_UQ[user_B, ordinal_B] = order_B
+        event_UQ[user_row_B[order_B], ordinal_B] = order_B
         event_BQ = event_UQ[user_row_B]
         missing_BQ = event_BQ == num_events
         # Any event stands in for one that a user does not have: nobody sees it.

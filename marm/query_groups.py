@@ -39,12 +39,10 @@ class QueryGroups:
             size = -(-2 * num_queries // num_users)
             groups_U = (counts_U + size - 1).div(size, rounding_mode="floor")
             user_G = torch.repeat_interleave(groups_U)
-        order_B = torch.argsort(user_row_B, stable=True)
-        user_B = user_row_B[order_B]
-        ordinal_B = torch.arange(num_queries, device=device) - _starts(counts_U)[user_B]
+        order_B, ordinal_B = by_user(user_row_B, counts_U)
         place_B = torch.empty_like(order_B)
         # The groups of a user follow one another, so his places are consecutive.
-        place_B[order_B] = _starts(groups_U)[user_B] * size + ordinal_B
+        place_B[order_B] = _starts(groups_U)[user_row_B[order_B]] * size + ordinal_B
         num_places = size * (num_users if user_G is None else len(user_G))
         query_P = torch.full((num_places,), num_queries, device=device)
         query_P[place_B] = torch.arange(num_queries, device=device)
@@ -68,6 +66,14 @@ class QueryGroups:
         places = x_GPX.reshape(-1, num_heads * x_GPX.shape[2])
         taken = nn.functional.embedding(self.place_B, places)
         return taken.view(len(self.place_B), num_heads, x_GPX.shape[2])
+
+
+def by_user(user_row_B: Tensor, counts_U: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries user by user in their order, and how many of its user come before each of them;
+    ``counts_U`` is the number that each user has."""
+    order_B = torch.argsort(user_row_B, stable=True)
+    number_B = torch.arange(len(order_B), device=order_B.device)
+    return order_B, number_B - _starts(counts_U)[user_row_B[order_B]]
 
 
 def slabs_of(x_UNX: Tensor, user_row: Tensor) -> Tensor:
