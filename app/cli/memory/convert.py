@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from app.cli.memory.namespaces import check_convertible
 from app.cli.memory.pools import DEFAULT_POOL, PoolOption, opened_pool
 from app.cli.options import DEFAULT_HOME, AddressOption, HomeOption
 from app.cli.session import progress_bar, to_json
 from cache_actors.home import Home
+from cache_actors.registry import ModelRegistry
 from cache_actors.transfer.convert import Converted, convert_buckets
 from cache_actors.transfer.pool_memory import PoolMemory
 from marm.addressing import NUM_BUCKETS
@@ -37,6 +39,7 @@ def convert_command(
         target = replace(source, dtype=dtype)
         if target == source:
             raise ValueError(f"{source.name} has dtype {dtype} already; choose another")
+        check_convertible(ModelRegistry(Home(home).models), source, target)
         task = bars.add_task("converting buckets", total=NUM_BUCKETS, note="")
         total = Converted()
         for done in convert_buckets(_Source(memory, source), memory.client(target)):

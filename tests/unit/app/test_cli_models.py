@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from serving_models import publish_model
 from typer.testing import CliRunner
 
 from app.cli.demo import demo_summary, free_port
 from app.cli.main import cli, cli_app
-from app.cli.memory.namespaces import published_namespaces
+from app.cli.memory.namespaces import check_convertible, published_namespaces
 from app.cli.train import headline, split_names
 from app.demo import ServingReport
 from cache_actors.registry import ModelRegistry
 from marm.config import ModelConfig
 from marm.memory import Namespace
 from train.run import TrainingResult
+
+ERRORS = Namespace(family="ranking_errors1", depth=1, dim=8)
 
 
 @pytest.fixture
@@ -125,6 +129,17 @@ def test_namespaces_in_use_are_those_of_the_newest_models(home: Path) -> None:
     assert sorted(namespace.epoch for namespace in found) == [1, 2]
     assert all(isinstance(namespace, Namespace) for namespace in found)
     assert published_namespaces(ModelRegistry(home / "none")) == []
+
+
+def test_a_memory_of_errors_is_not_converted_to_int8(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path)
+    publish_model(registry, "ranking")
+    publish_model(registry, "ranking", variant="errors", error_layers=1, namespace=ERRORS)
+    with pytest.raises(ValueError, match=r"ranking/errors version 1.*float16 or float32"):
+        check_convertible(registry, ERRORS, replace(ERRORS, dtype="int8"))
+    check_convertible(registry, ERRORS, replace(ERRORS, dtype="float32"))
+    plain = replace(ERRORS, family="ranking")
+    check_convertible(registry, plain, replace(plain, dtype="int8"))
 
 
 def test_names_of_a_list() -> None:
