@@ -122,6 +122,7 @@ VARIATIONS = (
     Variation("sparse_lr_triple", "three times the sparse learning rate", sparse_rate(3)),
     technique("upper_lr_third", "a third of the dense rate for attention over cached vectors"),
     technique("upper_lr_triple", "three times the dense rate for attention over cached vectors"),
+    technique("zero_upper", "layers over cached vectors begin as the identity"),
     technique("warm_up", "the dense rate rises over the first 100 steps"),
     technique("clipping", "dense gradients of a norm of at most 1"),
     technique("averaged_writer", "a moving average of the weights writes the rows"),

@@ -113,6 +113,20 @@ class SlowUpperLearner(UpperRateLearner):
     factor = 1 / 3
 
 
+class ZeroUpperLearner(TimedLearner):
+    """Layers of attention over cached vectors begin as the identity: what they add to a query is
+    zero until it is learned."""
+
+    def __init__(
+        self, model: ModelConfig, config: TrainConfig, collective: Collective, clock: PhaseClock
+    ) -> None:
+        super().__init__(model, config, collective, clock)
+        for layer in sequence_of(self).memory_augmented.attention.layers:
+            for last in (layer.output, layer.feed_forward[-1]):
+                torch.nn.init.zeros_(last.weight)
+                torch.nn.init.zeros_(last.bias)
+
+
 class AveragedWriter(TimedLearner):
     """A moving average of the dense half writes the rows; the current one predicts and learns.
 
@@ -197,8 +211,14 @@ TECHNIQUES: dict[str, type[TimedLearner]] = {
     "warm_up": WarmedUpLearner,
     "upper_lr_third": SlowUpperLearner,
     "upper_lr_triple": FastUpperLearner,
+    "zero_upper": ZeroUpperLearner,
     "averaged_writer": AveragedWriter,
     "cut_batch_gradient": CutBatchGradient,
     "no_feedback": RowsWithoutFeedback,
 }
-_OF_CACHED_ATTENTION = (SlowUpperLearner, FastUpperLearner, CutBatchGradient)
+_OF_CACHED_ATTENTION = (
+    SlowUpperLearner,
+    FastUpperLearner,
+    ZeroUpperLearner,
+    CutBatchGradient,
+)

@@ -51,7 +51,7 @@ def test_a_technique_changes_what_is_predicted(name: str, monkeypatch: pytest.Mo
     scores = [run_pass(DATASET, config).score_N for config in (PLAIN, by_technique(name)(PLAIN))]
     assert np.isfinite(scores[1]).all()
     assert not np.array_equal(scores[0][32:], scores[1][32:])
-    if name != "no_feedback":
+    if name not in ("no_feedback", "zero_upper"):  # which begin from other weights
         np.testing.assert_array_equal(scores[0][:32], scores[1][:32])
 
 
@@ -70,7 +70,9 @@ def test_a_trial_by_a_technique_is_kept_apart(tmp_path: object) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["upper_lr_third", "upper_lr_triple", "cut_batch_gradient"])
+@pytest.mark.parametrize(
+    "name", ["upper_lr_third", "upper_lr_triple", "zero_upper", "cut_batch_gradient"]
+)
 def test_what_would_change_nothing_is_refused(name: str) -> None:
     errors = small_config(COMMON, "marm_e_l2", DATASET)
     with pytest.raises(ValueError, match="no attention over cached vectors"):
@@ -111,6 +113,16 @@ def test_only_attention_over_cached_vectors_has_another_rate(name: str, factor: 
         expected = (usual - start) * (factor if id(weight) in upper else 1)
         torch.testing.assert_close(other - start, expected, rtol=1e-3, atol=1e-7)
     assert upper
+
+
+def test_upper_layers_begin_as_the_identity() -> None:
+    """All rows are then the output of the layer below; a step teaches them otherwise."""
+    learner = learner_of("zero_upper")
+    for begins in (True, False):
+        rows_BLD = step(learner).rows_BLD
+        assert torch.equal(rows_BLD[:, 0], rows_BLD[:, 1]) == begins
+    plain_BLD = step(learner_of(None)).rows_BLD
+    assert not torch.equal(plain_BLD[:, 0], plain_BLD[:, 1])
 
 
 def test_the_moving_average_writes() -> None:
