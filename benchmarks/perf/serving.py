@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from app.cli.env_file import read_env_file
 from benchmarks.perf.serving_load.options import parse_options
 
 ENV_DIRECTORY = Path(__file__).resolve().parents[2] / "cluster" / "env"
@@ -45,24 +46,6 @@ def session_env(ours: Mapping[str, str], variables: Mapping[str, str]) -> dict[s
         if not name.startswith("RAY_SERVE_") and name not in ruled
     }
     return {**kept, "RAY_USAGE_STATS_ENABLED": "0", **variables}
-
-
-def read_env_file(path: Path) -> dict[str, str]:
-    """The ``NAME=value`` lines of a file that a shell could source.
-
-    Raises:
-        ValueError: a line is neither that, nor a comment, nor empty.
-    """
-    variables = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        text = line.strip().removeprefix("export ")
-        if not text or text.startswith("#"):
-            continue
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"{path}:{number} must be NAME=value or a comment, got {line!r}")
-        variables[name] = value
-    return variables
 
 
 if __name__ == "__main__":

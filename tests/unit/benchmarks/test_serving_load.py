@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from benchmarks.perf.serving_load import faults, overload, swap
 from benchmarks.perf.serving_load.answers import NO_ANSWER, Answer, Answers
 from benchmarks.perf.serving_load.faults import Fault, lost_beyond
 from benchmarks.perf.serving_load.http_load import ClosedLoop, Load, OpenLoop, Target, http_load
-from benchmarks.perf.serving_load.options import ENVIRONMENTS, parse_options
+from benchmarks.perf.serving_load.options import parse_options
 from benchmarks.perf.serving_load.processes import Process, cpu_by_role, descendants, kill
 from benchmarks.perf.serving_load.result import nested
 from benchmarks.perf.serving_load.swap import Swap
@@ -141,24 +140,11 @@ def test_only_processes_of_the_benchmark_can_be_killed() -> None:
         kill(os.getppid())
 
 
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_the_shipped_environments_are_read(env: str) -> None:
-    variables = serving.read_env_file(serving.ENV_DIRECTORY / f"{env}.env")
-    assert all(name.startswith("RAY_") for name in variables)
-    assert ("RAY_SERVE_THROUGHPUT_OPTIMIZED" in variables) == (env == "fast")
-
-
-def test_an_environment_replaces_what_was_set_of_serve(tmp_path: Path) -> None:
-    path = tmp_path / "some.env"
-    path.write_text("# comment\n\nexport RAY_SERVE_A=1\nRAY_B=x=y\n")
-    variables = serving.read_env_file(path)
-    assert variables == {"RAY_SERVE_A": "1", "RAY_B": "x=y"}
+def test_an_environment_replaces_what_was_set_of_serve() -> None:
+    variables = {"RAY_SERVE_A": "1", "RAY_B": "x"}
     ours = {"PATH": "p", "RAY_SERVE_OLD": "1", "RAY_event_stats": "0"}  # of fast.env
     env = serving.session_env(ours, variables)
     assert env == {"PATH": "p", "RAY_USAGE_STATS_ENABLED": "0", **variables}
-    path.write_text("unset RAY_SERVE_A")
-    with pytest.raises(ValueError, match=r"some.env:1 must be NAME=value"):
-        serving.read_env_file(path)
 
 
 def test_all_parts_are_measured_unless_some_are_chosen() -> None:
