@@ -97,6 +97,8 @@ def difference_to_dict(found: PairedDifference) -> dict[str, Any]:
         "p_value": short(found.p_value),
         "per_seed": [short(value) for value in found.per_seed],
         "users": found.users,
+        "error_users": short(found.error_users),
+        "error_seeds": short(found.error_seeds),
     }
 
 
@@ -136,7 +138,8 @@ def heading(title: str, document: Mapping[str, Any]) -> str:
         f"{settings['seeds']} seeds. Running item mean: AUC {floor['auc']}, "
         f"GAUC {floor['gauc']}.\n\n"
         "± is the standard deviation over seeds. Differences in GAUC are paired user by user, "
-        "means over seeds, with 95% intervals over users; not adjusted for several comparisons.\n\n"
+        "means over seeds, with 95% intervals over users and seeds; not adjusted for several "
+        "comparisons.\n\n"
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app.ab_report.lift import UserSums
 from benchmarks.paper.datasets import TASK, Dataset
 from benchmarks.paper.phases import PhaseClock, TimedLearner
-from benchmarks.paper.statistics import PairedDelta, PairedDifference
+from benchmarks.paper.statistics import PairedDifference, paired_estimate
 from benchmarks.paper.trial import Cost, EventsInMemory, Predictions
 from benchmarks.paper.watched_pass import predictions_at
 from marm.memory_arrays import ArrayMemory
@@ -92,7 +92,7 @@ def paired_means(
     second: Sequence[NDArray[np.float64]],
 ) -> PairedDifference:
     """Mean of ``first`` less that of ``second``, of the same events seed by seed, with an interval
-    over users, who are independent.
+    over users and seeds.
 
     Raises:
         ValueError: when there are fewer than two users.
@@ -102,8 +102,7 @@ def paired_means(
     sums, counts = np.zeros(len(users)), np.zeros(len(users))
     np.add.at(sums, owner, gap_SE.mean(axis=0))
     np.add.at(counts, owner, 1.0)
-    estimate, p_value = PairedDelta().compare(UserSums(sums, counts))
-    return PairedDifference(estimate, p_value, tuple(gap_SE.mean(axis=1).tolist()), len(users))
+    return paired_estimate(UserSums(sums, counts), gap_SE.mean(axis=1).tolist())
 
 
 def _ranks(dataset: Dataset, metrics: RetrievalMetrics | None) -> Ranks | None:

@@ -2,25 +2,32 @@
 
 Two methods predict the same events, so they are compared on each user: the difference of the user's
 AUCs, as its mean over seeds, weighted by samples as GAUC (Eq. 10) weighs them. The mean difference
-is the difference of the GAUCs; users are independent and give its interval. What seeds add to the
-uncertainty is not in that interval: it is shown as the differences seed by seed.
+is the difference of the GAUCs.
+
+Other users would have given another one, and so would other seeds: the interval is over both. Each
+has a standard error of its own, from the users' differences and from the seeds', and their squares
+are added. What is noise of a user in one seed is in both, so intervals are rather too wide than too
+narrow. Few seeds say little of their own spread: the degrees of freedom are Satterthwaite's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from app.ab_report.bootstrap import resampled_means
-from app.ab_report.lift import Estimate, UserSums, around, check_confidence, ratio_variance
+from app.ab_report.lift import Estimate, UserSums, around, ratio_variance
 from benchmarks.paper.trial import Predictions
 from marm.metrics import auc, log_loss
+
+CONFIDENCE = 0.95
+"""Of every interval."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """GAUC of one method less that of another."""
+    """One method less another, of GAUC or of a mean over events."""
 
-    difference: Estimate  # the mean over seeds, with its interval over users
+    difference: Estimate  # the mean over seeds, with its interval over users and seeds
     p_value: float  # two-sided, of no difference; not adjusted for other comparisons
     per_seed: tuple[float, ...]
     users: int
+    error_users: float  # standard error of the mean as users say
+    error_seeds: float  # as the spread of the seeds says; NaN for a single one
 
     @property
     def is_gain(self) -> bool:
@@ -68,54 +77,42 @@ class PairedDifference:
         return self.difference.low > 0
 
 
-class PairedMethod(Protocol):
-    """A way to get an interval from sums of users."""
-
-    def compare(self, sums: UserSums) -> tuple[Estimate, float]:
-        """The ratio of sums with its interval, and the p value of its being zero."""
-        ...
+def linearised_error(sums: UserSums) -> float:
+    """Standard error of a ratio of sums over users, by the delta method."""
+    return math.sqrt(ratio_variance(sums))
 
 
-@dataclass(frozen=True)
-class PairedDelta:
-    """The linearised ratio of sums over users, and Student's t."""
-
-    confidence: float = 0.95
-
-    def __post_init__(self) -> None:
-        check_confidence(self.confidence)
-
-    def compare(self, sums: UserSums) -> tuple[Estimate, float]:
-        """See `PairedMethod.compare`."""
-        degrees = len(sums) - 1
-        error = math.sqrt(ratio_variance(sums))
-        margin = float(stdtrit(degrees, 0.5 + self.confidence / 2)) * error
-        if error > 0:
-            p_value = 2 * float(stdtr(degrees, -abs(sums.mean) / error))
-        else:
-            p_value = 1.0 if sums.mean == 0 else 0.0
-        return around(sums.mean, margin), p_value
+def bootstrap_error(sums: UserSums, resamples: int = 2_000, seed: int = 0) -> float:
+    """The same by resampling users: slower, and without an approximation."""
+    return float(np.std(resampled_means(sums, resamples, np.random.default_rng(seed)), ddof=1))
 
 
-@dataclass(frozen=True)
-class PairedBootstrap:
-    """Percentiles over resampled users: slower, and without the assumption of normality."""
+def paired_estimate(
+    sums: UserSums,
+    per_seed: Sequence[float],
+    error_over_users: Callable[[UserSums], float] = linearised_error,
+) -> PairedDifference:
+    """A mean difference with its interval over users and seeds.
 
-    confidence: float = 0.95
-    resamples: int = 2_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_confidence(self.confidence)
-
-    def compare(self, sums: UserSums) -> tuple[Estimate, float]:
-        """See `PairedMethod.compare`."""
-        draws = resampled_means(sums, self.resamples, np.random.default_rng(self.seed))
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(draws, [tail, 1 - tail])
-        beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-        p_value = min(1.0, 2 * (beyond + 1) / (self.resamples + 1))
-        return Estimate(sums.mean, float(low), float(high)), p_value
+    Args:
+        sums: of the differences of each user, means over seeds, and their weights.
+        per_seed: the mean difference of every seed. A single one tells nothing of other seeds: the
+            interval is then over users alone.
+        error_over_users: standard error of the mean of ``sums``.
+    """
+    count, mean = len(per_seed), sums.mean
+    users = error_over_users(sums)
+    seeds = float(np.std(per_seed, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    parts = [(users**2, len(sums) - 1)] + ([(seeds**2, count - 1)] if count > 1 else [])
+    variance = sum(part for part, _ in parts)
+    if variance > 0:
+        error = math.sqrt(variance)
+        degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+        margin = float(stdtrit(degrees, 0.5 + CONFIDENCE / 2)) * error
+        p_value = 2 * float(stdtr(degrees, -abs(mean) / error))
+    else:
+        margin, p_value = 0.0, 1.0 if mean == 0 else 0.0
+    return PairedDifference(around(mean, margin), p_value, tuple(per_seed), len(sums), users, seeds)
 
 
 def user_aucs(found: Predictions) -> UserAucs:
@@ -151,7 +148,9 @@ def quality(seeds: Sequence[Predictions]) -> dict[str, Spread]:
 
 
 def paired_difference(
-    first: Sequence[Predictions], second: Sequence[Predictions], method: PairedMethod | None = None
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
+    error_over_users: Callable[[UserSums], float] = linearised_error,
 ) -> PairedDifference:
     """GAUC of ``first`` less that of ``second``; both seed by seed, of the same events.
 
@@ -169,9 +168,7 @@ def paired_difference(
         )
     gap_SU = np.stack([a.auc - b.auc for a, b in pairs])
     sums = UserSums(gap_SU.mean(axis=0) * samples, samples.astype(np.float64))
-    estimate, p_value = (method or PairedDelta()).compare(sums)
-    per_seed = tuple(a.gauc - b.gauc for a, b in pairs)
-    return PairedDifference(estimate, p_value, per_seed, len(samples))
+    return paired_estimate(sums, [a.gauc - b.gauc for a, b in pairs], error_over_users)
 
 
 def _check_same_events(first: Sequence[Predictions], second: Sequence[Predictions]) -> None:

@@ -34,6 +34,7 @@ from typer.testing import CliRunner
 
 from app.args import AppArgs
 from app.build import RAY_NAMESPACE, build_app
+from app.cli import demo
 from app.cli.main import cli_app
 from app.ingress import Ingress
 from app.serving_audit.run import AuditSize, ServingAudit
@@ -54,8 +55,6 @@ from stages.variant import QueueFullError
 pytestmark = pytest.mark.cluster
 
 REPO = Path(__file__).resolve().parents[2]
-PORT = 18437
-SERVE_RUN_PORT = 18438
 APP = "marm-serving"
 PATIENT = {"timeout_ms": 20_000}
 FAST = {"poll_s": 0.1}
@@ -90,13 +89,28 @@ def app_args(home: Home, passed_on: int = 20) -> AppArgs:
 
 @pytest.fixture(scope="module")
 def http(ray_cluster, home):
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    port = demo.free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build_app(app_args(home)), name=APP, route_prefix="/")
-    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         yield client
     serve.shutdown()
     stop_pool(connect_pool(home, RAY_NAMESPACE))
     stop_log_writer(home, RAY_NAMESPACE)
+
+
+@pytest.fixture(scope="module")
+def trained(http, home) -> None:
+    """The service has models of all stages, whichever tests came before."""
+    versions = publish_all(home)
+    arms = {"retrieval": "default", "cascading": "default", "ranking": "control"}
+
+    def live() -> bool:
+        stages = http.get("/healthz").json()["stages"]
+        found = {stage: stages[f"{stage}/{arm}"]["model_version"] for stage, arm in arms.items()}
+        return found == versions
+
+    wait_until(live)
 
 
 def recommend(http, user_id: int) -> dict:
@@ -134,6 +148,7 @@ def test_stages_join_as_their_models_are_published(http, home):
     wait_until(lambda: http.get("/healthz").json()["stages"]["cascading/default"]["ready"])
 
 
+@pytest.mark.usefixtures("trained")
 def test_users_stay_on_their_arm_and_the_control_stands_in_for_one_without_model(http):
     for user_id in range(20):
         first, second = recommend(http, user_id), recommend(http, user_id)
@@ -150,6 +165,7 @@ def test_users_stay_on_their_arm_and_the_control_stands_in_for_one_without_model
         assert answer["arms"]["ranking"] == "untrained"
 
 
+@pytest.mark.usefixtures("trained")
 def test_served_scores_equal_offline_ones(http, home):
     pool = connect_pool(home, RAY_NAMESPACE)
     rng = np.random.default_rng(0)
@@ -169,6 +185,7 @@ def test_served_scores_equal_offline_ones(http, home):
     assert {arm.arm.stage for arm in report.arms} == {"retrieval", "cascading", "ranking"}
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_rollback_is_followed_without_a_lost_request(http, home):
     def live() -> int:
         return http.get("/healthz").json()["stages"]["ranking/control"]["model_version"]
@@ -194,6 +211,7 @@ def replica_names(deployment: str) -> list[str]:
     return [actor["name"] for actor in actors if f"{APP}#{deployment}#" in actor["name"]]
 
 
+@pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("deployment", ["ranking-control", "retrieval-default"])
 def test_a_killed_stage_degrades_and_comes_back(http, deployment):
     stage = deployment.split("-")[0]
@@ -225,6 +243,7 @@ def test_a_killed_stage_degrades_and_comes_back(http, deployment):
     assert reasons <= {stage}
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_killed_shard_costs_no_request(http, home):
     user_id = next(user for user in range(50) if not recommend(http, user)["degraded"])
     http.post("/feedback", json={"user_id": user_id, "item_id": 1, "labels": {"click": 1}})
@@ -238,6 +257,7 @@ def test_a_killed_shard_costs_no_request(http, home):
     wait_until(lambda: recommend(http, user_id)["stages"]["retrieval"]["rows"]["raw"] == 2)
 
 
+@pytest.mark.usefixtures("trained")
 def test_new_arguments_replace_the_edge_under_load_and_no_request_fails(http, home):
     answers: list[tuple[int, int]] = []
     stop = threading.Event()
@@ -346,6 +366,7 @@ def patient_request(name: str) -> StageRequest:
     return StageRequest(name, 1, 1, None, 0, 5, int(time.time() * 1000) + 60_000)
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_client_that_hangs_up_is_worked_for_no_longer(http, home, tmp_path):
     args = AppArgs.model_validate(
         {
@@ -367,7 +388,7 @@ def test_a_client_that_hangs_up_is_worked_for_no_longer(http, home, tmp_path):
     serve.run(edge.bind(args, home, pool, handles), name="slow-edge", route_prefix="/slow")
 
     def ask(name: str) -> HTTPConnection:
-        client = HTTPConnection("127.0.0.1", PORT, timeout=60)
+        client = HTTPConnection("127.0.0.1", http.base_url.port, timeout=60)
         headers = {"content-type": "application/json", "x-request-id": name}
         client.request("POST", "/slow/recommend", json.dumps({"user_id": 1}), headers)
         return client
@@ -387,10 +408,10 @@ def test_a_client_that_hangs_up_is_worked_for_no_longer(http, home, tmp_path):
 
 
 @pytest.fixture
-def serve_run(tmp_path):
+def serve_run(tmp_path, free_port):
     """`serve run` of the shipped config, on another port, with `./marm-home` as its home."""
     config = yaml.safe_load((REPO / "serve_config.yaml").read_text())
-    config["http_options"]["port"] = SERVE_RUN_PORT
+    config["http_options"]["port"] = free_port
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     output = (tmp_path / "output.txt").open("wb")
     process = None
@@ -415,11 +436,13 @@ def serve_run(tmp_path):
     output.close()
 
 
-def test_serve_run_starts_the_shipped_config_and_exposures_outlive_it(serve_run, tmp_path):
+def test_serve_run_starts_the_shipped_config_and_exposures_outlive_it(
+    serve_run, tmp_path, free_port
+):
     home = Home(tmp_path / "marm-home").create()
     publish_all(home)
     process = serve_run()
-    url = f"http://127.0.0.1:{SERVE_RUN_PORT}"
+    url = f"http://127.0.0.1:{free_port}"
 
     def ready() -> bool:
         assert process.poll() is None, (tmp_path / "output.txt").read_text()

@@ -129,7 +129,7 @@ def make_dataset(features: tuple[str, ...]) -> Dataset:
         (
             "marm_e_l2",
             "two_errors",
-            ["rows_int8", "upper_lr_third", "upper_lr_triple", "cut_batch_gradient"],
+            ["rows_int8", "upper_lr_third", "upper_lr_triple", "zero_upper", "cut_batch_gradient"],
         ),
     ],
 )

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
+from app.ab_report.lift import UserSums
 from benchmarks.paper.statistics import (
-    PairedBootstrap,
-    PairedDelta,
     Spread,
+    bootstrap_error,
     paired_difference,
+    paired_estimate,
     quality,
     user_aucs,
 )
@@ -113,6 +115,32 @@ def test_intervals_cover_no_difference_as_often_as_they_say() -> None:
     assert 0.91 < np.mean(covered) < 0.99
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.2])
+def test_intervals_cover_what_other_seeds_would_say(shift: float) -> None:
+    """400 comparisons over three seeds, each of which moves a method by a random shift that all
+    users share. The noise of a user (.1 of 40 users: .016, by three seeds) is as large as the
+    second shift, a tenth of the third."""
+    rng = np.random.default_rng(0)
+    weights = np.ones(40)
+    covered, over_users = [], []
+    for _ in range(400):
+        gap_SU = rng.normal(0, 0.1, (3, 40)) + rng.normal(0, shift, (3, 1))
+        sums = UserSums(gap_SU.mean(axis=0), weights)
+        found = paired_estimate(sums, gap_SU.mean(axis=1).tolist())
+        covered.append(found.difference.low <= 0 <= found.difference.high)
+        over_users.append(abs(sums.mean) <= 1.96 * found.error_users)
+    assert np.mean(covered) > 0.91
+    if shift == 0.2:  # what an interval over users alone would promise and not hold
+        assert np.mean(over_users) < 0.5
+
+
+def test_one_seed_says_nothing_of_others() -> None:
+    found = paired_difference([better(make_predictions(0), 0.5)], [make_predictions(0)])
+    assert math.isnan(found.error_seeds)
+    margin = found.difference.high - found.difference.value
+    assert margin == pytest.approx(stdtrit(found.users - 1, 0.975) * found.error_users)
+
+
 def _interval(first: Predictions, second: Predictions) -> tuple[float, float]:
     found = paired_difference([first], [second]).difference
     return found.low, found.high
@@ -136,10 +164,11 @@ def test_users_count_by_their_samples() -> None:
 def test_delta_method_and_bootstrap_agree() -> None:
     second = [make_predictions(seed) for seed in range(2)]
     first = [better(make_predictions(seed + 10), 0.1) for seed in range(2)]
-    delta = paired_difference(first, second, PairedDelta()).difference
-    bootstrap = paired_difference(first, second, PairedBootstrap()).difference
-    assert bootstrap.value == pytest.approx(delta.value)
-    assert bootstrap.high - bootstrap.low == pytest.approx(delta.high - delta.low, rel=0.1)
+    delta = paired_difference(first, second)
+    bootstrap = paired_difference(first, second, bootstrap_error)
+    assert bootstrap.difference.value == pytest.approx(delta.difference.value)
+    assert bootstrap.error_users == pytest.approx(delta.error_users, rel=0.1)
+    assert bootstrap.error_seeds == delta.error_seeds
 
 
 def test_equal_predictions_differ_by_nothing() -> None:
