@@ -107,7 +107,7 @@ class RecencyBias(nn.Module):
     """Learned bias of every layer and head for the distance in events and in time.
 
     ``decay_slopes[l][h]`` is how much the bias of layer l, head h falls per distance bucket at the
-    start of training. What ``recency`` leaves out keeps its initial bias.
+    start of training. What ``recency`` leaves out (distances, or gaps) biases nothing.
     """
 
     def __init__(self, decay_slopes: list[list[float]], recency: tuple[str, ...]) -> None:
@@ -115,8 +115,10 @@ class RecencyBias(nn.Module):
         self.num_layers, self.num_heads = len(decay_slopes), len(decay_slopes[0])
         slopes = torch.tensor(decay_slopes).flatten()
         buckets = torch.arange(NUM_DISTANCE_BUCKETS, dtype=torch.float32)
+        falls = -buckets[:, None] * slopes
+        by_distance = "distance" in recency
         self.distance = nn.Parameter(
-            -buckets[:, None] * slopes, requires_grad="distance" in recency
+            falls if by_distance else torch.zeros_like(falls), requires_grad=by_distance
         )
         self.gap = nn.Parameter(
             torch.zeros(NUM_GAP_BUCKETS, len(slopes)), requires_grad="gap" in recency

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.paper.datasets import TASK
-from benchmarks.paper.options import Experiment, common_options
+from benchmarks.paper.options import Experiment, trial_options
 from benchmarks.paper.plan import parse_method
 from benchmarks.paper.plots import plot_methods
 from benchmarks.paper.report import heading, method_rows, methods_table, rows_to_dict
@@ -134,7 +134,7 @@ VARIATIONS = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the default and its variations, and report."""
     names = ",".join(one.name for one in VARIATIONS)
-    parser = common_options("ablations", __doc__)
+    parser = trial_options("ablations", __doc__)
     parser.add_argument("--method", default="marm_e_l2", help="what is varied")
     parser.add_argument("--variations", default=names, help="some of them, with commas between")
     options = parser.parse_args(argv)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.options import Experiment, common_options, program_of
+from benchmarks.paper.options import Experiment, program_of, trial_options
 from benchmarks.paper.plan import WITH_ERRORS, parse_method
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.power_law import Fit, PowerLaw, SaturatingPowerLaw, fit_law
@@ -49,7 +49,7 @@ class Size:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid and report."""
-    parser = common_options("fig5", __doc__)
+    parser = trial_options("fig5", __doc__)
     parser.add_argument("--method", choices=CACHED, default="marm", help="of all points")
     parser.add_argument("--dims", type=integers, default=(16, 32, 64, 128), help="d of (a)")
     parser.add_argument("--lengths", type=integers, default=(25, 50, 100, 200), help="n")

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.paper.datasets import Dataset, item_mean_floor, load_dataset
 from benchmarks.paper.plan import WITH_ERRORS, CommonSettings, Method, parse_method
+from benchmarks.paper.trained_by import modules_of
 from benchmarks.paper.trial import WINDOWS, Predictions, TrialResult
 from benchmarks.paper.trial_cache import remember_code, trial_code_version
 from benchmarks.paper.trial_pool import Trial, run_trials
@@ -37,7 +38,6 @@ def common_options(program: str, description: str) -> argparse.ArgumentParser:
         "--data", required=True, help="Parquet copy, published layout, or world[:SETTING=VALUE,..]"
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs with the seeds 0, 1, ...")
-    parser.add_argument("--jobs", type=int, default=1, help="trials at a time, each one thread")
     parser.add_argument("--out", default=None, help="directory for JSON, Markdown and plot")
     parser.add_argument("--scratch", default=None, help="keep finished trials here, and resume")
     parser.add_argument("--limit", type=int, default=None, help="only the first so many events")
@@ -46,6 +46,13 @@ def common_options(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dim", type=int, default=_BY_DEFAULT.dim, help="d")
     parser.add_argument("--top-k", type=int, default=_BY_DEFAULT.top_k, help="rows a search keeps")
     parser.add_argument("--batch-size", type=int, default=_BY_DEFAULT.batch_size)
+    return parser
+
+
+def trial_options(program: str, description: str) -> argparse.ArgumentParser:
+    """The same for programs whose trials are independent of each other."""
+    parser = common_options(program, description)
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time, each one thread")
     return parser
 
 
@@ -87,6 +94,7 @@ class Experiment:
         )
         self.dataset: Dataset = load_dataset(options.data, options.limit)
         self.floor = item_mean_floor(self.dataset, self.window)
+        self._codes: dict[str, str] = {}
         self._began = time.monotonic()
         self._left = ExitStack()
         print(
@@ -117,6 +125,9 @@ class Experiment:
 
     def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
         """See `run_trials`."""
+        for trial in trials:
+            model, more = trial.config.models[0], modules_of(trial.config)
+            self._codes[trial.name] = trial_code_version(model, more)
         return run_trials(self.dataset, trials, self.scratch, self._options.jobs)
 
     def run_seeds(self, configs: dict[str, TrainConfig]) -> dict[str, list[TrialResult]]:
@@ -151,7 +162,7 @@ class Experiment:
                 "num_events": len(self.dataset),
                 "window": self.window,
                 "seeds": len(self.seeds),
-                "jobs": self._options.jobs,
+                "jobs": vars(self._options).get("jobs", 1),
                 "limit": self._options.limit,
                 "common": asdict(self.common),
                 "features": self.dataset.features,
@@ -160,7 +171,7 @@ class Experiment:
                 "sequence": self.dataset.sequence,
                 "marm_l2": typical.to_dict(),
             },
-            "code": trial_code_version(typical.models[0]),
+            "code": self._codes or trial_code_version(typical.models[0]),
             "machine": {
                 "cpus": os.cpu_count(),
                 "architecture": platform.machine(),

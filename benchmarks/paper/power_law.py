@@ -111,9 +111,9 @@ class SaturatingPowerLaw(Law):
         return limit - a * size**-b
 
     def is_possible(self, *parameters: float) -> bool:
-        """See `Law.is_possible`: no share has a limit above 1."""
-        limit, _, b = parameters
-        return limit <= 1 and b > 0
+        """See `Law.is_possible`: a share has a limit above 0, at most 1, and grows towards it."""
+        limit, a, b = parameters
+        return 0 < limit <= 1 and a > 0 and b > 0
 
     def first_guess(
         self, size: NDArray[np.float64], figure: NDArray[np.float64]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.paper.options import Experiment, common_options
+from benchmarks.paper.options import Experiment, trial_options
 from benchmarks.paper.plan import parse_methods
 from benchmarks.paper.plots import plot_methods
 from benchmarks.paper.report import heading, method_rows, methods_table, rows_to_dict
@@ -24,7 +24,7 @@ REFERENCES = ("marm_l0", "sum_pooling")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all methods and seeds, and report."""
-    parser = common_options("table1", __doc__)
+    parser = trial_options("table1", __doc__)
     parser.add_argument("--methods", default=METHODS, help="names, as benchmarks/paper/plan.py has")
     options = parser.parse_args(argv)
     methods = parse_methods(options.methods)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.paper.options import Experiment, common_options
+from benchmarks.paper.options import Experiment, trial_options
 from benchmarks.paper.plan import Method, parse_methods
 from benchmarks.paper.plots import plot_methods
 from benchmarks.paper.report import (
@@ -44,7 +44,7 @@ class Step:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Add, compare, keep or drop; then report."""
-    parser = common_options("table2", __doc__)
+    parser = trial_options("table2", __doc__)
     parser.add_argument("--methods", default=METHODS, help="in the order in which they are added")
     options = parser.parse_args(argv)
     with Experiment("table2", options) as experiment:

@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 
 from benchmarks.paper.code_version import code_version
 from benchmarks.paper.datasets import parse_world
-from benchmarks.paper.options import Experiment, common_options
+from benchmarks.paper.options import Experiment, trial_options
 from benchmarks.paper.plan import Method, parse_method
 from benchmarks.paper.report import short
 from benchmarks.paper.table3_report import (
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = common_options("table3", __doc__)
+    parser = trial_options("table3", __doc__)
     traffic = Traffic()
     parser.add_argument("--method", default="marm_e_l2", help="what the treatment has")
     parser.add_argument("--cascading-history", type=int, default=20, help="n of cascading")

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.paper.phases import PhaseClock, TimedLearner
 from benchmarks.paper.trained_by import trained_by
+from marm.attention import TargetAttention
 from marm.batch_rows import BatchRows, KeySource, batch_rows
 from marm.config import ModelConfig
 from marm.inputs import ModelInputs
@@ -122,7 +123,9 @@ class ZeroUpperLearner(TimedLearner):
     ) -> None:
         super().__init__(model, config, collective, clock)
         for layer in sequence_of(self).memory_augmented.attention.layers:
+            assert isinstance(layer, TargetAttention)
             for last in (layer.output, layer.feed_forward[-1]):
+                assert isinstance(last, torch.nn.Linear)
                 torch.nn.init.zeros_(last.weight)
                 torch.nn.init.zeros_(last.bias)
 

@@ -1,4 +1,4 @@
-"""What every method costs in training: multiply-adds per event and bytes stored per user.
+"""What every method costs in training: multiply-adds per event.
 
 Arithmetic only, for the comparison of RQ4. Counted are the multiply-adds of matrix products in a
 forward pass of the method alone (no embeddings, no heads); a backward pass takes twice as many.
@@ -18,9 +18,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from marm.config import MEMORY_METHODS, METHODS
+from marm.config import METHODS
 from marm.interest.din import ACTIVATION_WIDTH
-from marm.memory import EVENT_BYTES
 from marm.searched_keys import COPY_COST
 
 _FEED_FORWARD = 4
@@ -74,19 +73,6 @@ def macs_per_event(method: str, shape: CostShape) -> float:
     if method not in _MACS:
         raise ValueError(f"interest method must be one of {METHODS}, got {method!r}")
     return _MACS[method](shape)
-
-
-def stored_bytes_per_user(method: str, shape: CostShape, bytes_per_number: int = 2) -> int:
-    """Bytes at rest of one user's rows: n rows of ``EVENT_BYTES``, which every method reads, and
-    for MARM n * L * d numbers more (C of Section 3 of the paper).
-
-    Raises:
-        ValueError: when the method is none of `marm.config.METHODS`.
-    """
-    if method not in _MACS:
-        raise ValueError(f"interest method must be one of {METHODS}, got {method!r}")
-    cached = shape.rows * shape.layers * shape.dim if method in MEMORY_METHODS else 0
-    return shape.rows * EVENT_BYTES + cached * bytes_per_number
 
 
 def _sum_pooling(shape: CostShape) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.paper import ablations, fig5, fig6, rq4_cost, table1, table2
 from benchmarks.paper.ablations import VARIATIONS, choose, vary
+from benchmarks.paper.cost_streams import CostPoint
 from benchmarks.paper.datasets import Dataset, load_dataset
 from benchmarks.paper.fig5 import Size, fit_cache_sizes
 from benchmarks.paper.plan import CommonSettings, parse_method, parse_methods
@@ -179,6 +180,32 @@ def test_points_that_say_too_little() -> None:
     assert fit_law(SaturatingPowerLaw(), [1.0, 2.0, 3.0, 4.0, 5.0], grows_for_ever) is None
     with pytest.raises(ValueError, match="all of them positive"):
         fit_law(PowerLaw(), [0.0, 1.0], [0.7, 0.7])
+
+
+def test_a_share_that_falls_has_no_limit_to_grow_to() -> None:
+    sizes = [1_000.0, 2_000.0, 4_000.0, 8_000.0, 16_000.0]
+    falls = (0.70 + 0.3 * np.array(sizes) ** -0.4).tolist()
+    assert fit_law(SaturatingPowerLaw(), sizes, falls) is None
+    assert fit_law(PowerLaw(), sizes, falls).parameters["b"].value < 0
+
+
+def cost_point(cpu_s: float, macs: float = 0.0) -> CostPoint:
+    return CostPoint(2 * cpu_s, cpu_s, macs, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_cost_of_a_life() -> None:
+    """A cost that grows by 1 for every 100 rows, of which the first 100 count as the 100th."""
+    points = {n: cost_point(n / 100, 7.0) for n in (100, 200, 400)}
+    whole = rq4_cost.life(points)
+    assert whole.cpu_s == pytest.approx(100 * 1 + 100 * 1.5 + 200 * 3)
+    assert whole.seconds == pytest.approx(2 * whole.cpu_s)
+    assert whole.macs == pytest.approx(400 * 7.0)
+    assert rq4_cost.life({50: cost_point(2.0)}).cpu_s == 100
+
+
+def test_costs_over_seeds_are_medians() -> None:
+    by_seed = [{"din": {10: cost_point(cpu_s)}} for cpu_s in (1.0, 9.0, 2.0)]
+    assert rq4_cost.over_seeds(by_seed)["din"][10] == cost_point(2.0)
 
 
 def test_sizes_without_a_cache_are_not_fitted() -> None:

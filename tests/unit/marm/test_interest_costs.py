@@ -7,10 +7,10 @@ import pytest
 from sample_events import NOW_MS, make_events, replaced, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from marm.config import MEMORY_METHODS, METHODS, InterestConfig
+from marm.config import MEMORY_METHODS, InterestConfig
 from marm.interest import pair_tiles
-from marm.interest.costs import CostShape, macs_per_event, stored_bytes_per_user
-from marm.memory import EVENT_BYTES, Namespace, UserRows
+from marm.interest.costs import CostShape, macs_per_event
+from marm.memory import Namespace, UserRows
 from marm.model_factory import build_model
 from marm.ranker import Ranker
 from marm.sequence import raw_rows
@@ -82,21 +82,10 @@ def test_depth_is_linear_in_n_with_a_memory_and_quadratic_without() -> None:
     assert growth("decoder") == pytest.approx(4.0, abs=0.3)
 
 
-def test_only_marm_stores_more_than_events() -> None:
-    shape = CostShape(rows=1000, dim=64, layers=4)
-    for method in METHODS:
-        vectors = 1000 * 4 * 64 * 2 if method in MEMORY_METHODS else 0
-        expected = 1000 * EVENT_BYTES + vectors
-        assert stored_bytes_per_user(method, shape) == expected
-        assert macs_per_event(method, shape) > 0
-
-
 def test_what_cannot_be_counted_is_refused() -> None:
     shape = CostShape(rows=1, dim=1, layers=0)
     with pytest.raises(ValueError, match="interest method must be one of"):
         macs_per_event("rnn", shape)
-    with pytest.raises(ValueError, match="interest method must be one of"):
-        stored_bytes_per_user("rnn", shape)
     with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
         CostShape(rows=0, dim=1, layers=0)
     with pytest.raises(ValueError, match="layers must be at least 0, got -1"):

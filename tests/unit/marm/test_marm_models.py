@@ -21,6 +21,7 @@ from sample_events import (
 )
 from torch import Tensor
 
+from marm.attention import RecencyBias
 from marm.cascader import Cascader
 from marm.config import STAGES
 from marm.events import TASKS, EventBatch
@@ -91,6 +92,18 @@ def test_every_parameter_learns(stage: str, depth: int, error_layers: int) -> No
     assert embedded.sparse.values.grad is not None
     if stage == "ranking":  # and so does every table row that was read
         assert embedded.sparse.values.grad.any(dim=1).all()
+
+
+@pytest.mark.parametrize("recency", [(), ("distance",), ("gap",), ("distance", "gap")])
+def test_what_recency_leaves_out_biases_nothing(recency: tuple[str, ...]) -> None:
+    bias = RecencyBias.of_layers(1, 2, recency)
+    with torch.no_grad():
+        for weight in (bias.distance, bias.gap):
+            if weight.requires_grad:
+                weight.normal_()
+    pairs = bias.pairs()  # [distances, gaps, layers * H]
+    assert torch.equal(pairs, pairs[:1].expand_as(pairs)) == ("distance" not in recency)
+    assert torch.equal(pairs, pairs[:, :1].expand_as(pairs)) == ("gap" not in recency)
 
 
 def test_what_recency_leaves_out_does_not_learn() -> None:
