@@ -10,7 +10,14 @@ import torch
 from test_oracle import TOLERANCE, random_events, random_ranker, stream
 
 from marm.addressing import combine64, feature_slots
-from marm.error_memory import COUNT_PRIOR, MEAN_PRIOR, ErrorLayer
+from marm.error_memory import (
+    COUNT_PRIOR,
+    MEAN_PRIOR,
+    ErrorLayer,
+    ErrorState,
+    _pack,
+    _unpack,
+)
 from marm.error_vectors import ErrorTable, TransitionErrors, state_widths
 from marm.events import TASKS, EventBatch
 from marm.items import ItemFeatures
@@ -178,10 +185,21 @@ def test_a_correction_leaves_the_prediction_below_alone() -> None:
         torch.testing.assert_close(gradients[0][name].grad, parameter.grad, msg=name)
 
 
-def test_counts_beyond_half_precision_are_kept() -> None:
-    for count in (0.0, 1.0, 2047.0, 2049.0, 1_000_003.0):
-        parts = torch.tensor([count // 1024 / 256, count % 1024 / 256]).half().float()
-        assert (parts[0] * 1024 + parts[1]) * 256 == count
+def test_states_survive_half_precision() -> None:
+    """Counts exactly, far beyond what float16 holds; sums by its 11 bits, however large."""
+    counts = torch.tensor([0.0, 1.0, 2047.0, 2049.0, 1_000_003.0])[:, None]
+    scale = torch.sqrt(counts + COUNT_PRIOR)
+    torch.manual_seed(0)
+    state = ErrorState(torch.randn(5, 6) * scale, torch.randn(5, 1) * scale, counts)
+    logit, kept = torch.randn(5, 1), torch.randn(5, 2)
+    stored = _pack(state, kept, logit).half()
+    assert torch.isfinite(stored).all()
+    found, found_logit = _unpack(stored.float(), 6)
+    torch.testing.assert_close(found.count_B1, counts, rtol=0, atol=0)
+    torch.testing.assert_close(found.sum_BP, state.sum_BP, rtol=2**-10, atol=1e-6)
+    torch.testing.assert_close(found.total_B1, state.total_B1, rtol=2**-10, atol=1e-6)
+    torch.testing.assert_close(found_logit, logit, rtol=2**-10, atol=1e-6)
+    torch.testing.assert_close(stored[:, 6:8].float(), kept, rtol=2**-10, atol=1e-6)
 
 
 def test_states_fill_what_a_row_has_room_for() -> None:

@@ -42,6 +42,18 @@ TABLES = {
     "hashed": TableConfig(),
     "admitted": TableConfig(kind="admitted", admit_after=2, keep_events=40),
 }
+ERRORS = replace(
+    RANKING,
+    namespace=Namespace("ranking_errors2", depth=2, dim=8, dtype="float32"),
+    depth=2,
+    error_layers=2,
+    attention_dim=8,
+)
+RUNS = {
+    **{name: replace(CONFIG, models=(replace(RANKING, table=TABLES[name]),)) for name in TABLES},
+    "errors": replace(CONFIG, models=(ERRORS,)),
+    "errors, all stages": replace(CONFIG, models=three_stages(ERRORS, 3, 5)),
+}
 NUM_USERS = 9
 NUM_EVENTS = 110
 
@@ -149,19 +161,20 @@ def assert_equal_runs(run: StreamTrainer, expected: StreamTrainer) -> None:
             assert torch.equal(tensor, wanted_state[name]), name
 
 
-@pytest.mark.parametrize("table", sorted(TABLES))
-def test_killed_at_every_step(table: str, tmp_path: Path) -> None:
-    """Late events are the hard part: their rows were not there when the lost steps began."""
-    config = replace(CONFIG, models=(replace(RANKING, table=TABLES[table]),))
+@pytest.mark.parametrize("kind", sorted(RUNS))
+def test_killed_at_every_step(kind: str, tmp_path: Path) -> None:
+    """Late events are the hard part: their rows were not there when the lost steps began. So are
+    layers of errors, in which a row adds up all that came before it."""
+    config = RUNS[kind]
     log = write_log(tmp_path / "log")
-    whole_memory = InProcessMemory(NAMESPACE)
+    whole_memory = InProcessMemory(config.namespace)
     whole = start(config, log, whole_memory)
     whole.run(no_hooks())
     assert whole.events_seen == NUM_EVENTS
     tallies = whole.feed_state.tallies
     assert (tallies[FUTURE], tallies[BEFORE_1970], tallies[LABELS]) == (1, 1, 2)
     for died_at in range(1, whole.step):
-        memory = InProcessMemory(NAMESPACE)
+        memory = InProcessMemory(config.namespace)
         directory = tmp_path / str(died_at)
         directory.mkdir()
         checkpoints = train_until(config, log, memory, died_at, directory)
