@@ -145,6 +145,13 @@ def item_mean_floor(dataset: Dataset, window: str = "test") -> dict[str, float]:
     }
 
 
+def users_with_both_labels(dataset: Dataset, window: str = "test") -> int:
+    """Users whom GAUC (Eq. 10) is over: all that a comparison of two methods has to go by."""
+    kept = dataset.window(window) & ~np.isnan(dataset.labels)
+    users, positive = dataset.events.user_id[kept], dataset.labels[kept] > 0
+    return len(np.intersect1d(users[positive], users[~positive]))
+
+
 def parse_world(data: str) -> WorldConfig:
     """``world:num_users=100,seed=3`` as settings over `LONG_WORLD`."""
     types = {field.name: type(getattr(LONG_WORLD, field.name)) for field in fields(WorldConfig)}

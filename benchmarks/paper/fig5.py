@@ -18,11 +18,17 @@ from benchmarks.paper.options import Experiment, program_of, trial_options
 from benchmarks.paper.plan import WITH_ERRORS, parse_method
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.power_law import Fit, PowerLaw, SaturatingPowerLaw, fit_law
-from benchmarks.paper.report import difference_to_dict, heading, markdown_table, short
-from benchmarks.paper.statistics import Spread, paired_difference, quality
+from benchmarks.paper.report import difference_to_dict, heading, interval, markdown_table, short
+from benchmarks.paper.statistics import PairedDifference, Spread, paired_difference, quality
 from benchmarks.paper.trial import TrialResult
 from marm.config import MEMORY_METHODS
 from train.config import TrainConfig
+
+OVER_L0, OVER_FEWER, OVER_SHORTER = COMPARED = (
+    "L=0",
+    "the next fewer layers",
+    "the next shorter n",
+)
 
 CACHED = (*MEMORY_METHODS, WITH_ERRORS)
 """Methods that have a cache to scale."""
@@ -64,16 +70,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = experiment.run_seeds(configs)
         gauc = {size: _gauc(experiment, results[size.name]) for size in sizes}
         fits = fit_cache_sizes({size: gauc[size] for size in deep})
-        gains = _gains_of_depth(experiment, deep, results)
+        gains = _gains(experiment, deep, results)
         document = experiment.document(
             {
                 "method": options.method,
                 "points": [_point(size, gauc[size]) for size in sizes],
                 "power_law": {name: fit and fit.to_dict() for name, fit in fits.items()},
-                "gauc_over_l0": gains,
+                "gains": {
+                    size.name: {name: difference_to_dict(found) for name, found in of.items()}
+                    for size, of in gains.items()
+                },
             }
         )
-        page = heading("Fig. 5: scaling", document) + _tables(sizes, gauc, fits)
+        page = heading("Fig. 5: scaling", document) + _tables(sizes, gauc, gains, fits)
         plot = experiment.out(".png")
         if plot is not None:
             plot_panels(_panels(wide, deep, gauc, fits), plot)
@@ -104,19 +113,39 @@ def _gauc(experiment: Experiment, results: Sequence[TrialResult]) -> Spread:
     return quality(experiment.predictions(results))["gauc"]
 
 
-def _gains_of_depth(
-    experiment: Experiment, deep: Sequence[Size], results: dict[str, list[TrialResult]]
-) -> dict[str, Any]:
-    """GAUC of every depth less that of L = 0 at the same length, paired user by user."""
-    found = {}
+Gains = dict[Size, dict[str, PairedDifference]]
+"""Of every size, by what it is compared with."""
+
+
+def compared_sizes(deep: Sequence[Size]) -> dict[Size, dict[str, Size]]:
+    """What every size is compared with, where it is there: no memory at the same length, the next
+    fewer layers, and the next shorter history."""
+    found: dict[Size, dict[str, Size]] = {}
     for size in deep:
-        flat = replace(size, depth=0)
-        if size.depth > 0 and flat.name in results:
-            first, second = (
-                experiment.predictions(results[name]) for name in (size.name, flat.name)
-            )
-            found[size.name] = difference_to_dict(paired_difference(first, second))
+        depths = [one.depth for one in deep if one.history_length == size.history_length]
+        lengths = [one.history_length for one in deep if one.depth == size.depth]
+        fewer = [depth for depth in depths if depth < size.depth]
+        shorter = [length for length in lengths if length < size.history_length]
+        others = {}
+        if 0 in fewer:
+            others[OVER_L0] = replace(size, depth=0)
+        if fewer:
+            others[OVER_FEWER] = replace(size, depth=max(fewer))
+        if shorter:
+            others[OVER_SHORTER] = replace(size, history_length=max(shorter))
+        found[size] = others
     return found
+
+
+def _gains(
+    experiment: Experiment, deep: Sequence[Size], results: dict[str, list[TrialResult]]
+) -> Gains:
+    """GAUC of every size less that of those it is compared with, paired user by user."""
+    of = {size: experiment.predictions(results[size.name]) for size in deep}
+    return {
+        size: {name: paired_difference(of[size], of[other]) for name, other in others.items()}
+        for size, others in compared_sizes(deep).items()
+    }
 
 
 def _point(size: Size, gauc: Spread) -> dict[str, Any]:
@@ -130,7 +159,12 @@ def _point(size: Size, gauc: Spread) -> dict[str, Any]:
     }
 
 
-def _tables(sizes: Sequence[Size], gauc: dict[Size, Spread], fits: dict[str, Fit | None]) -> str:
+def _tables(
+    sizes: Sequence[Size],
+    gauc: dict[Size, Spread],
+    gains: Gains,
+    fits: dict[str, Fit | None],
+) -> str:
     body = [
         [
             str(size.depth),
@@ -139,6 +173,7 @@ def _tables(sizes: Sequence[Size], gauc: dict[Size, Spread], fits: dict[str, Fit
             f"{size.cache_size:,}",
             f"{gauc[size].mean:.4f}"
             + ("" if np.isnan(gauc[size].std) else f" ± {gauc[size].std:.4f}"),
+            *(interval(gains.get(size, {}).get(name)) for name in COMPARED),
         ]
         for size in sizes
     ]
@@ -146,7 +181,8 @@ def _tables(sizes: Sequence[Size], gauc: dict[Size, Spread], fits: dict[str, Fit
         f"- {name}: {fit if fit is not None else 'not determined by these points'}"
         for name, fit in fits.items()
     )
-    return markdown_table(["L", "n", "d", "C", "GAUC"], body) + f"\nGAUC against C:\n\n{laws}\n"
+    heads = ["L", "n", "d", "C", "GAUC", *(f"less {name}" for name in COMPARED)]
+    return markdown_table(heads, body) + f"\nGAUC against C:\n\n{laws}\n"
 
 
 def _panels(

@@ -17,7 +17,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper.datasets import Dataset, item_mean_floor, load_dataset
+from benchmarks.paper.datasets import (
+    Dataset,
+    item_mean_floor,
+    load_dataset,
+    users_with_both_labels,
+)
 from benchmarks.paper.plan import WITH_ERRORS, CommonSettings, Method, parse_method
 from benchmarks.paper.trained_by import modules_of
 from benchmarks.paper.trial import WINDOWS, Predictions, TrialResult
@@ -94,12 +99,14 @@ class Experiment:
         )
         self.dataset: Dataset = load_dataset(options.data, options.limit)
         self.floor = item_mean_floor(self.dataset, self.window)
+        self._users = users_with_both_labels(self.dataset, self.window)
         self._codes: dict[str, str] = {}
         self._began = time.monotonic()
         self._left = ExitStack()
         print(
             f"{self.dataset.name}: {len(self.dataset):,} events, "
-            f"{int(self.dataset.window(self.window).sum()):,} evaluated; running item mean: AUC "
+            f"{int(self.dataset.window(self.window).sum()):,} evaluated, {self._users:,} users with "
+            f"both labels; running item mean: AUC "
             f"{self.floor['auc']:.4f}, GAUC {self.floor['gauc']:.4f}",
             flush=True,
         )
@@ -157,6 +164,7 @@ class Experiment:
             **found,
             "floor": {name: round(value, 4) for name, value in self.floor.items()},
             "evaluated_events": int(self.dataset.window(self.window).sum()),
+            "evaluated_users": self._users,
             "settings": {
                 "data": self.dataset.name,
                 "num_events": len(self.dataset),

@@ -133,7 +133,8 @@ def heading(title: str, document: Mapping[str, Any]) -> str:
     return (
         f"# {title}\n\n"
         f"{settings['data']}: {settings['num_events']:,} events, one test-then-train pass, "
-        f"{document['evaluated_events']:,} evaluated ({settings['window']} window). "
+        f"{document['evaluated_events']:,} evaluated ({settings['window']} window), "
+        f"{document['evaluated_users']:,} users with both labels. "
         f"n={common['history_length']}, d={common['dim']}, batch {common['batch_size']}, "
         f"{settings['seeds']} seeds. Running item mean: AUC {floor['auc']}, "
         f"GAUC {floor['gauc']}.\n\n"

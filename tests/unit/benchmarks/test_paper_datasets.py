@@ -16,7 +16,10 @@ from benchmarks.paper.datasets import (
     item_mean_floor,
     load_dataset,
     parse_world,
+    users_with_both_labels,
 )
+from benchmarks.paper.statistics import user_aucs
+from benchmarks.paper.trial import Predictions
 from benchmarks.paper.trial_pool import read_dataset, write_dataset
 from marm.events import TASKS
 from train.data.ingest_report import IngestError
@@ -189,3 +192,18 @@ def test_other_processes_read_the_same_data_set(movielens: Path, tmp_path: Path)
     again = read_dataset(path)
     assert again.fingerprint() == dataset.fingerprint()
     assert again.name == dataset.name
+
+
+def test_users_that_gauc_is_over() -> None:
+    dataset = load_dataset("world:num_users=12,num_items=30,num_events=600")
+    found = user_aucs(
+        Predictions(
+            dataset.events.user_id[dataset.test],
+            dataset.labels[dataset.test],
+            np.zeros(int(dataset.test.sum()), np.float32),
+            dataset.events.timestamp_ms[dataset.test],
+        )
+    )
+    assert users_with_both_labels(dataset) == len(found.auc) > 0
+    nothing = replace(dataset.events, labels=np.full_like(dataset.events.labels, np.nan))
+    assert users_with_both_labels(replace(dataset, events=nothing)) == 0

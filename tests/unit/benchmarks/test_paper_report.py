@@ -182,6 +182,18 @@ def test_points_that_say_too_little() -> None:
         fit_law(PowerLaw(), [0.0, 1.0], [0.7, 0.7])
 
 
+def test_sizes_are_compared_with_their_neighbours() -> None:
+    deep = [fig5.Size(depth, n, 8) for depth in (0, 1, 4) for n in (10, 40)]
+    found = fig5.compared_sizes(deep)
+    assert found[fig5.Size(0, 10, 8)] == {}
+    assert found[fig5.Size(4, 40, 8)] == {
+        "L=0": fig5.Size(0, 40, 8),
+        "the next fewer layers": fig5.Size(1, 40, 8),
+        "the next shorter n": fig5.Size(4, 10, 8),
+    }
+    assert fig5.compared_sizes(deep[2:])[fig5.Size(1, 10, 8)] == {}
+
+
 def test_a_share_that_falls_has_no_limit_to_grow_to() -> None:
     sizes = [1_000.0, 2_000.0, 4_000.0, 8_000.0, 16_000.0]
     falls = (0.70 + 0.3 * np.array(sizes) ** -0.4).tolist()
