@@ -22,11 +22,15 @@ from benchmarks.paper.watched_pass import Piece
 from marm.config import ModelConfig
 from marm.items import ItemFeatures
 from marm.memory import Memory
+from marm.memory_arrays import ArrayMemory
 from train.data.seen_items import SeenItems
 from train.rebuild.histories import gather_histories
 
 REFRESHED = "refreshed"
 """The name of a memory of which nothing changed and every visible row was computed again."""
+
+FORGOTTEN = "forgotten"
+"""The name of a memory that has nothing from before the window: the most that a change can cost."""
 
 
 class InvalidationWatch:
@@ -59,6 +63,7 @@ class InvalidationWatch:
         nothing = self._changed(stored, 0, items, piece.model.config)
         treated = treat(nothing, "recomputed", piece.model, piece.step, everything=True)
         memories[REFRESHED], self.overheads[REFRESHED] = treated
+        memories[FORGOTTEN] = ArrayMemory(piece.model.config.namespace)
         for percent in self._percents:
             changed = self._changed(stored, percent, items, piece.model.config)
             visible = changed.stored.histories.from_newest < piece.model.config.history_length

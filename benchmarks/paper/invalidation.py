@@ -7,7 +7,8 @@ changed (``--change replace``: another random item, feedback as it was; ``remove
 rows that depend on a change are treated in the ways of `benchmarks.paper.changed_histories`.
 Through the window the pass goes on learning from unchanged histories, and its weights read and
 write each of the changed memories too (`benchmarks.paper.shadow_memory`), so that predictions
-differ by the memory alone. ``refreshed`` is nothing changed and every visible row computed again.
+differ by the memory alone. ``refreshed`` is nothing changed and every visible row computed again;
+``forgotten`` has no past at all, which says how much any change could have cost.
 GAUC is that of the window, and of the users who come back alone. The last line is JSON.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.changed_histories import CHANGES, TREATMENTS, Overhead
-from benchmarks.paper.invalidated_memories import REFRESHED, InvalidationWatch
+from benchmarks.paper.invalidated_memories import FORGOTTEN, REFRESHED, InvalidationWatch
 from benchmarks.paper.options import (
     Experiment,
     ask_for_memory,
@@ -229,7 +230,7 @@ def _panels(conditions: dict[str, Condition], percents: Sequence[int]) -> list[P
     gauc = [
         Line(t, percents, [one.returning.gauc.mean for one in of], ()) for t, of in curves.items()
     ]
-    for name in (UNCHANGED, REFRESHED):
+    for name in (UNCHANGED, REFRESHED, FORGOTTEN):
         level = conditions[name].returning.gauc.mean
         gauc.append(Line(name, percents, [level] * len(percents), ()))
     hits = [

@@ -105,9 +105,9 @@ class Experiment:
         self._left = ExitStack()
         print(
             f"{self.dataset.name}: {len(self.dataset):,} events, "
-            f"{int(self.dataset.window(self.window).sum()):,} evaluated, {self._users:,} users with "
-            f"both labels; running item mean: AUC "
-            f"{self.floor['auc']:.4f}, GAUC {self.floor['gauc']:.4f}",
+            f"{int(self.dataset.window(self.window).sum()):,} evaluated, {self._users:,} users "
+            f"with both labels; running item mean: AUC {self.floor['auc']:.4f}, "
+            f"GAUC {self.floor['gauc']:.4f}",
             flush=True,
         )
 

@@ -20,7 +20,7 @@ from benchmarks.paper.changed_histories import (
     treat,
 )
 from benchmarks.paper.datasets import Dataset
-from benchmarks.paper.invalidated_memories import REFRESHED, InvalidationWatch
+from benchmarks.paper.invalidated_memories import FORGOTTEN, REFRESHED, InvalidationWatch
 from benchmarks.paper.plan import CommonSettings
 from benchmarks.paper.shadow_memory import ShadowMemories
 from benchmarks.paper.trial import Pass, run_pass
@@ -189,7 +189,9 @@ def test_changed_memories_do_not_touch_the_pass_and_matter() -> None:
     live = done.score_N[dataset.window("test")]
     distance = {name: float(np.abs(one.score - live).max()) for name, one in found.items()}
     assert next(iter(found)) == REFRESHED
-    assert len(found) == 9
+    assert list(found)[1] == FORGOTTEN
+    assert distance[FORGOTTEN] > distance[REFRESHED]
+    assert len(found) == 10
     assert min(distance.values()) > 1e-6
     assert distance["50% stale"] > distance[REFRESHED]
     assert watch.valid_by_layer[50][1] <= watch.valid_by_layer[10][0] <= 1
