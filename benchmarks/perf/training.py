@@ -1,13 +1,13 @@
 """What streaming training costs: a step, its feed, several workers, and against FuxiCTR's DIN.
 
-    python -m benchmarks.perf.training --data ratings.parquet --fuxictr-venv ~/.cache/fuxictr \\
+    python -m benchmarks.perf.training --data ratings.parquet \\
         --output benchmarks/results/training.json
 
 Starts a Ray of its own for the feed and the workers, prints a table and then one JSON line.
 ``--data`` is what `benchmarks.paper.datasets.load_dataset` takes; feed and FuxiCTR see its events,
-the other parts make their own. FuxiCTR is installed by pip in a virtual environment of its own,
-once. Whatever is compared in one process takes turns, round by round; ratios are of medians. A
-missed target is printed, not raised: this measures, it does not judge.
+the other parts make their own. FuxiCTR is installed by pip in a virtual environment of its own
+(``--fuxictr-venv``), once. Whatever is compared in one process takes turns, round by round; ratios
+are of medians. A missed target is printed, not raised: this measures, it does not judge.
 """
 
 from __future__ import annotations
@@ -107,18 +107,16 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}"
     )
     parser.add_argument(
-        "--fuxictr-venv", type=Path, default=None, help="virtual environment, made where missing"
+        "--fuxictr-venv",
+        type=Path,
+        default=Path("~/.cache/fuxictr"),
+        help="virtual environment of FuxiCTR, made where missing",
     )
     parser.add_argument("--seeds", type=_positive, default=1, help="of both DINs: 0, 1, ...")
     parser.add_argument("--output", default=None, help="file for the result, as JSON")
     parser.add_argument("--scratch", default=None, help="directory for stores, on a local disk")
     parser.add_argument("--quick", action="store_true", help="try that it runs; no real figures")
     options = parser.parse_args(argv)
-    if "fuxictr" in options.only and options.fuxictr_venv is None:
-        parser.error(
-            "the part fuxictr needs --fuxictr-venv DIRECTORY, where FuxiCTR is installed; leave "
-            "the part out with --only cost,feed,workers"
-        )
     if options.data is None:
         options.data = _QUICK_WORLD if options.quick else _WORLD
     return options
@@ -133,7 +131,7 @@ def measure(settings: Settings, options: argparse.Namespace, scratch: Path) -> l
     if dataset is not None:
         parts["feed"] = partial(_measure_feeds, settings, dataset, scratch)
     parts["workers"] = partial(_measure_workers, settings, scratch)
-    if dataset is not None and options.fuxictr_venv is not None:
+    if dataset is not None:
         venv = options.fuxictr_venv.expanduser().absolute()
         parts["fuxictr"] = lambda: [measure_fuxictr(dataset, settings.fuxictr, venv, scratch)]
     measured: list[Measured] = []

@@ -8,7 +8,9 @@ What both see: the user, the target's item and tag, and the newest n earlier eve
 item, tag and label. What differs: FuxiCTR's DIN concatenates features of ``embedding_dim`` each,
 pools without recency, and learns everything by Adam at one learning rate, the best of a grid on the
 events before the evaluated ones. Ours adds features up in one width d, has a recency bias and the
-running mean of the target's item as an input, and its own defaults everywhere.
+running mean of the target's item as an input, and its own defaults everywhere: among them pairs of
+a user's events in the loss (`marm.pairwise`). A pass without those, by log loss alone as FuxiCTR
+learns, is reported beside it.
 
 Events per second are per CPU second, so that other work on the machine counts for neither side.
 FuxiCTR's are those of its `train_step` alone: converting data and predicting are free. Ours are of
@@ -21,19 +23,20 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.paper.datasets import Dataset
+from benchmarks.paper.datasets import Dataset, item_mean_floor
 from benchmarks.paper.plan import CommonSettings, parse_method
 from benchmarks.paper.trial import TrialResult, run_trial
 from benchmarks.perf.figures import Figure, Measured, at_least
 from benchmarks.perf.timing import Ratio
 from marm.metrics import gauc
+from train.config import TrainConfig
 
 _DIFFERENCE, _EVENTS_RATIO = -0.002, 2.0
 _SIDE = Path(__file__).with_name("fuxictr_side.py")
@@ -50,7 +53,7 @@ class FuxictrSettings:
     history_length: int = 50
     dim: int = 32
     batch_size: int = 256
-    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 5e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
     dnn_hidden_units: tuple[int, ...] = (512, 128, 64)  # the documented defaults of its DIN
     attention_hidden_units: tuple[int, ...] = (64,)
     attention_activation: str = "Dice"
@@ -82,11 +85,17 @@ def measure_fuxictr(
     }
     best = max(theirs, key=lambda rate: _mean([one.tuning_gauc for one in theirs[rate]]))
     common = CommonSettings(settings.history_length, settings.dim, batch_size=settings.batch_size)
-    ours = [
-        _our_pass(run_trial(dataset, common.train_config(dataset, parse_method("din"), s)))
-        for s in settings.seeds
-    ]
-    return _summary(ours, theirs, best)
+    configs = [common.train_config(dataset, parse_method("din"), seed) for seed in settings.seeds]
+    ours = [_our_pass(run_trial(dataset, config)) for config in configs]
+    plain = [_our_pass(run_trial(dataset, by_log_loss_alone(config))) for config in configs]
+    measured = _summary(ours, plain, theirs, best)
+    measured.medians["item_mean_gauc"] = item_mean_floor(dataset)["gauc"]
+    return measured
+
+
+def by_log_loss_alone(config: TrainConfig) -> TrainConfig:
+    """The same run without pairs of a user's events in its loss."""
+    return replace(config, models=(replace(config.models[0], pairwise_weight=0.0),))
 
 
 def ensure_venv(venv: Path, settings: FuxictrSettings) -> Path:
@@ -184,10 +193,13 @@ def _gaucs(dataset: Dataset, scores: NDArray[np.float32]) -> tuple[float, float]
     )
 
 
-def _summary(ours: list[_Pass], theirs: dict[float, list[_Pass]], best: float) -> Measured:
-    differences = [
-        own.test_gauc - other.test_gauc for own, other in zip(ours, theirs[best], strict=True)
-    ]
+def _summary(
+    ours: list[_Pass], plain: list[_Pass], theirs: dict[float, list[_Pass]], best: float
+) -> Measured:
+    differences, plain_differences = (
+        [own.test_gauc - other.test_gauc for own, other in zip(of, theirs[best], strict=True)]
+        for of in (ours, plain)
+    )
     ratios = [
         own.events_per_cpu_s / other.events_per_cpu_s
         for own, other in zip(ours, theirs[best], strict=True)
@@ -199,6 +211,11 @@ def _summary(ours: list[_Pass], theirs: dict[float, list[_Pass]], best: float) -
             f"{len(ours)} seed(s), quartiles over seeds",
             _over_seeds(differences),
             at_least(_DIFFERENCE),
+        ),
+        Figure(
+            "fuxictr_gauc_difference_log_loss_alone",
+            "the same, of our DIN without pairs of a user's events in its loss",
+            _over_seeds(plain_differences),
         ),
         Figure(
             "fuxictr_events_ratio",
@@ -219,6 +236,7 @@ def _summary(ours: list[_Pass], theirs: dict[float, list[_Pass]], best: float) -
     )
     medians = {
         "our_din_gauc": _mean([one.test_gauc for one in ours]),
+        "our_din_log_loss_alone_gauc": _mean([one.test_gauc for one in plain]),
         "our_din_events_per_cpu_s": _mean([one.events_per_cpu_s for one in ours]),
     }
     for rate, passes in theirs.items():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.paper.datasets import Dataset, last_part
-from benchmarks.perf.training import Settings, parse_options
+from benchmarks.perf.training import PARTS, Settings, parse_options
 from benchmarks.perf.training_cost.cost import CostSettings, measure_cost
 from benchmarks.perf.training_cost.feed import (
     PHASES,
@@ -23,6 +23,7 @@ from benchmarks.perf.training_cost.feed import (
 )
 from benchmarks.perf.training_cost.fuxictr import (
     FuxictrSettings,
+    by_log_loss_alone,
     ensure_venv,
     export,
     strict_predecessors,
@@ -30,6 +31,7 @@ from benchmarks.perf.training_cost.fuxictr import (
 from benchmarks.perf.training_cost.synthetic_users import BatchShape, MethodCase, RepeatedStep
 from benchmarks.perf.training_cost.workers import limiting_reason
 from marm.events import TASKS, EventBatch
+from train.config import TrainConfig
 
 SHAPE = BatchShape(num_users=3, events_per_user=2, dim=8, num_items=20)
 
@@ -153,16 +155,26 @@ def test_two_workers_have_a_target_where_cores_are_free() -> None:
 def test_the_command_line_names_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     options = parse_options(["--only", "feed,cost", "--data", "log.parquet"])
     assert options.only == ["feed", "cost"]
-    assert parse_options(["--only", "cost"]).data == "world"
+    whole = parse_options([])
+    assert (whole.data, whole.only) == ("world", list(PARTS))
     for wrong, message in (
         (["--only", "speed"], "no part 'speed'; they are cost, feed, workers, fuxictr"),
-        (["--only", "fuxictr"], "the part fuxictr needs --fuxictr-venv"),
         (["--only", "cost", "--seeds", "0"], "at least 1"),
     ):
         with pytest.raises(SystemExit):
             parse_options(wrong)
         assert message in capsys.readouterr().err
     assert isinstance(options, argparse.Namespace)
+
+
+def test_only_the_loss_of_pairs_is_left_out() -> None:
+    config = TrainConfig()
+    plain = by_log_loss_alone(config)
+    assert config.models[0].pairwise_weight > 0 == plain.models[0].pairwise_weight
+    assert replace(plain.models[0], pairwise_weight=1.0) == replace(
+        config.models[0], pairwise_weight=1.0
+    )
+    assert replace(plain, models=config.models) == config
 
 
 def test_seeds_reach_both_sides() -> None:
