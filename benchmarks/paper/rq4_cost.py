@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--slice-events", type=int, default=512, help="events timed at a time")
     parser.add_argument("--rounds", type=int, default=3, help="slices timed of every method")
     options = parser.parse_args(argv)
+    options.history = max(options.lengths)  # of what is reported as the settings
     marm, hstu, flat = f"marm_l{options.depth}", f"hstu_l{options.depth}", "marm_l0"
     errors = f"{WITH_ERRORS}_l{options.depth}"
     with Experiment("rq4_cost", options) as experiment:
