@@ -52,7 +52,7 @@ NOISE = {"rtol": 1e-4, "atol": 1e-5}
 def config_of(kind: str, tables: str, num_workers: int = 1) -> TrainConfig:
     # 101 slots: two workers do not have as many rows each.
     ranking = small_config(
-        feature_dim=8, num_slots=101, output_dim=8, table=TABLES[kind], error_layers=1
+        feature_dim=8, num_slots=101, output_dim=8, table=TABLES[kind], error_layers=2
     )
     models = three_stages(ranking, cascading_history=5, retrieval_history=10)
     # While ids share a row all items are alike: retrieval's gradients are then rounding errors,
