@@ -24,11 +24,11 @@ from benchmarks.paper.trial import TrialResult
 from marm.config import MEMORY_METHODS
 from train.config import TrainConfig
 
-OVER_L0, OVER_FEWER, OVER_SHORTER = COMPARED = (
-    "L=0",
-    "the next fewer layers",
-    "the next shorter n",
-)
+OVER_L0 = "L=0"
+OVER_FEWER = "the next fewer layers"
+OVER_SHORTER = "the next shorter n"
+COMPARED = (OVER_L0, OVER_FEWER, OVER_SHORTER)
+"""What a size is compared with, in a table's words."""
 
 CACHED = (*MEMORY_METHODS, WITH_ERRORS)
 """Methods that have a cache to scale."""
@@ -51,6 +51,10 @@ class Size:
     def name(self) -> str:
         """Readable and unique."""
         return f"L={self.depth} n={self.history_length} d={self.dim}"
+
+
+Gains = dict[Size, dict[str, PairedDifference]]
+"""Of every size, by what it is compared with."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,10 +115,6 @@ def fit_cache_sizes(gauc: dict[Size, Spread]) -> dict[str, Fit | None]:
 
 def _gauc(experiment: Experiment, results: Sequence[TrialResult]) -> Spread:
     return quality(experiment.predictions(results))["gauc"]
-
-
-Gains = dict[Size, dict[str, PairedDifference]]
-"""Of every size, by what it is compared with."""
 
 
 def compared_sizes(deep: Sequence[Size]) -> dict[Size, dict[str, Size]]:

@@ -28,6 +28,7 @@ from benchmarks.paper.trained_by import modules_of
 from benchmarks.paper.trial import WINDOWS, Predictions, TrialResult
 from benchmarks.paper.trial_cache import remember_code, trial_code_version
 from benchmarks.paper.trial_pool import Trial, run_trials
+from benchmarks.perf.figures import data_name
 from cache_actors.atomic_files import replace_text
 from train.config import TrainConfig
 
@@ -167,6 +168,7 @@ class Experiment:
             "evaluated_users": self._users,
             "settings": {
                 "data": self.dataset.name,
+                "source": data_name(self._options.data),
                 "num_events": len(self.dataset),
                 "window": self.window,
                 "seeds": len(self.seeds),
@@ -179,7 +181,7 @@ class Experiment:
                 "sequence": self.dataset.sequence,
                 "marm_l2": typical.to_dict(),
             },
-            "code": self._codes or trial_code_version(typical.models[0]),
+            "code": self._codes or {"marm_l2": trial_code_version(typical.models[0])},
             "machine": {
                 "cpus": os.cpu_count(),
                 "architecture": platform.machine(),

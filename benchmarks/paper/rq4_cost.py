@@ -6,9 +6,9 @@ All methods train on the same last events of a log, in turn, with the earlier on
 histories: at every length of ``--lengths``, of which the last is where ratios are taken. MACs are
 counted while it runs (matrix products of the whole model, forward and backward), beside what the
 formulas of `marm.interest.costs` say of the method alone, forward. Every seed has weights of its
-own; figures are medians over seeds. A user's life is what it takes to train on his first so many
-events one after the other, with costs between two lengths on a line. Use a log with histories as
-long as the longest length. The last line is JSON.
+own; figures are medians over seeds. A user's life is what his first so many events take, in batches
+as crowded with him as those that were timed, with costs between two lengths on a line. Use a log
+with histories as long as the longest length. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def _page(costs: Costs, found: Mapping[str, Any], longest: int) -> str:
         "batch on average.\n\nPer event (MACs of the whole model, forward and backward; by "
         "formula of the method alone, forward):\n\n"
         + markdown_table(heads, body)
-        + f"\nThe first {longest:,} events of a user, all in all:\n\n"
+        + f"\nThe first {longest:,} events of a user, in such batches:\n\n"
         + markdown_table(["method", "CPU s", "G MACs", "MiB read", "KiB saved"], lives)
     )
 

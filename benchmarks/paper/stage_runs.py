@@ -99,6 +99,10 @@ def paired_means(
     """
     gap_SE = np.stack([a - b for a, b in zip(first, second, strict=True)])
     users, owner = np.unique(user_id, return_inverse=True)
+    if len(users) < 2:
+        raise ValueError(
+            f"a paired test needs at least 2 users, got {len(users)}; evaluate more events"
+        )
     sums, counts = np.zeros(len(users)), np.zeros(len(users))
     np.add.at(sums, owner, gap_SE.mean(axis=0))
     np.add.at(counts, owner, 1.0)

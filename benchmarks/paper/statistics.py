@@ -5,9 +5,10 @@ AUCs, as its mean over seeds, weighted by samples as GAUC (Eq. 10) weighs them. 
 is the difference of the GAUCs.
 
 Other users would have given another one, and so would other seeds: the interval is over both. Each
-has a standard error of its own, from the users' differences and from the seeds', and their squares
-are added. What is noise of a user in one seed is in both, so intervals are rather too wide than too
-narrow. Few seeds say little of their own spread: the degrees of freedom are Satterthwaite's.
+has a standard error of its own, from the users' differences and from the seeds', and a margin by
+Student's t of as many users, or seeds; the squares of the margins are added. Few seeds say little
+of their own spread, so theirs counts 4.3 times with three of them. What is noise of a user in one
+seed is in both margins: intervals are rather too wide than too narrow.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.special import stdtrit
 
 from app.ab_report.bootstrap import resampled_means
 from app.ab_report.lift import Estimate, UserSums, around, ratio_variance
@@ -28,6 +30,8 @@ from marm.metrics import auc, log_loss
 
 CONFIDENCE = 0.95
 """Of every interval."""
+
+_SMALLEST_P = 1e-9
 
 
 @dataclass(frozen=True)
@@ -103,16 +107,26 @@ def paired_estimate(
     count, mean = len(per_seed), sums.mean
     users = error_over_users(sums)
     seeds = float(np.std(per_seed, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    parts = [(users**2, len(sums) - 1)] + ([(seeds**2, count - 1)] if count > 1 else [])
-    variance = sum(part for part, _ in parts)
-    if variance > 0:
-        error = math.sqrt(variance)
-        degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-        margin = float(stdtrit(degrees, 0.5 + CONFIDENCE / 2)) * error
-        p_value = 2 * float(stdtr(degrees, -abs(mean) / error))
-    else:
-        margin, p_value = 0.0, 1.0 if mean == 0 else 0.0
-    return PairedDifference(around(mean, margin), p_value, tuple(per_seed), len(sums), users, seeds)
+    parts = [(users, len(sums) - 1)] + ([(seeds, count - 1)] if count > 1 else [])
+    margin = _margin(parts, CONFIDENCE)
+    return PairedDifference(
+        around(mean, margin), _p_value(mean, parts), tuple(per_seed), len(sums), users, seeds
+    )
+
+
+def _margin(parts: Sequence[tuple[float, int]], confidence: float) -> float:
+    """Half an interval, of independent standard errors with their degrees of freedom."""
+    margins = [error * float(stdtrit(freedom, 0.5 + confidence / 2)) for error, freedom in parts]
+    return math.hypot(*margins)
+
+
+def _p_value(mean: float, parts: Sequence[tuple[float, int]]) -> float:
+    """One less the confidence of the interval that ends at zero, from `_SMALLEST_P` on."""
+    if math.isnan(mean) or any(math.isnan(error) for error, _ in parts):
+        return math.nan
+    if mean == 0 or _margin(parts, 1 - _SMALLEST_P) <= abs(mean):
+        return 1.0 if mean == 0 else _SMALLEST_P
+    return float(brentq(lambda p: _margin(parts, 1 - p) - abs(mean), _SMALLEST_P, 1.0))
 
 
 def user_aucs(found: Predictions) -> UserAucs:

@@ -104,7 +104,10 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default=None, help="log for feed and fuxictr; default: a world")
     parser.add_argument("--limit", type=int, default=None, help="only its first so many events")
     parser.add_argument(
-        "--only", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}"
+        "--only",
+        type=_parts,
+        default=None,
+        help=f"some of {','.join(PARTS)}; by default all, or what needs no installation if --quick",
     )
     parser.add_argument(
         "--fuxictr-venv",
@@ -117,6 +120,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scratch", default=None, help="directory for stores, on a local disk")
     parser.add_argument("--quick", action="store_true", help="try that it runs; no real figures")
     options = parser.parse_args(argv)
+    if options.only is None:
+        options.only = [part for part in PARTS if part != "fuxictr" or not options.quick]
     if options.data is None:
         options.data = _QUICK_WORLD if options.quick else _WORLD
     return options

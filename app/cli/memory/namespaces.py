@@ -29,8 +29,9 @@ def check_convertible(registry: ModelRegistry, source: Namespace, target: Namesp
     for newest in _newest_rankers(registry):
         if Namespace(**newest.config["namespace"]) != source or "model" not in newest.config:
             continue
+        model = ModelConfig.from_dict(newest.config["model"])
         try:
-            replace(ModelConfig.from_dict(newest.config["model"]), namespace=target)
+            replace(model, namespace=target)
         except ValueError as error:
             raise ValueError(
                 f"{source.name} is the memory of ranking/{newest.variant} version "

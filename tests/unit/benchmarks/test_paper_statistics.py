@@ -115,22 +115,27 @@ def test_intervals_cover_no_difference_as_often_as_they_say() -> None:
     assert 0.91 < np.mean(covered) < 0.99
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.02, 0.2])
-def test_intervals_cover_what_other_seeds_would_say(shift: float) -> None:
-    """400 comparisons over three seeds, each of which moves a method by a random shift that all
-    users share. The noise of a user (.1 of 40 users: .016, by three seeds) is as large as the
-    second shift, a tenth of the third."""
-    rng = np.random.default_rng(0)
-    weights = np.ones(40)
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize("of_user", [0.0, 1.0])
+def test_intervals_cover_what_other_users_and_seeds_would_say(
+    num_seeds: int, shift: float, of_user: float
+) -> None:
+    """2,000 comparisons of methods that are alike. Each seed moves a method by ``shift`` standard
+    errors over users, for all users alike; ``of_user`` of a user's noise is his in every seed."""
+    rng, num_users = np.random.default_rng(0), 40
+    own_TU = of_user * rng.normal(size=(2_000, 1, num_users))
+    noise_TSU = (1 - of_user) * rng.normal(size=(2_000, num_seeds, num_users))
+    moved_TS1 = shift * num_users**-0.5 * rng.normal(size=(2_000, num_seeds, 1))
     covered, over_users = [], []
-    for _ in range(400):
-        gap_SU = rng.normal(0, 0.1, (3, 40)) + rng.normal(0, shift, (3, 1))
-        sums = UserSums(gap_SU.mean(axis=0), weights)
+    for gap_SU in own_TU + noise_TSU + moved_TS1:
+        sums = UserSums(gap_SU.mean(axis=0), np.ones(num_users))
         found = paired_estimate(sums, gap_SU.mean(axis=1).tolist())
         covered.append(found.difference.low <= 0 <= found.difference.high)
+        assert covered[-1] == (found.p_value >= 0.05)
         over_users.append(abs(sums.mean) <= 1.96 * found.error_users)
-    assert np.mean(covered) > 0.91
-    if shift == 0.2:  # what an interval over users alone would promise and not hold
+    assert np.mean(covered) > 0.94
+    if shift == 10.0:  # what an interval over users alone would promise and not hold
         assert np.mean(over_users) < 0.5
 
 

@@ -157,6 +157,7 @@ def test_the_command_line_names_its_parts(capsys: pytest.CaptureFixture[str]) ->
     assert options.only == ["feed", "cost"]
     whole = parse_options([])
     assert (whole.data, whole.only) == ("world", list(PARTS))
+    assert parse_options(["--quick"]).only == ["cost", "feed", "workers"]
     for wrong, message in (
         (["--only", "speed"], "no part 'speed'; they are cost, feed, workers, fuxictr"),
         (["--only", "cost", "--seeds", "0"], "at least 1"),
