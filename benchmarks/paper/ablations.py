@@ -123,6 +123,7 @@ VARIATIONS = (
     technique("upper_lr_third", "a third of the dense rate for attention over cached vectors"),
     technique("upper_lr_triple", "three times the dense rate for attention over cached vectors"),
     technique("zero_upper", "layers over cached vectors begin as the identity"),
+    technique("vectors_alone", "layers over cached vectors see no live item and no feedback"),
     technique("warm_up", "the dense rate rises over the first 100 steps"),
     technique("clipping", "dense gradients of a norm of at most 1"),
     technique("averaged_writer", "a moving average of the weights writes the rows"),

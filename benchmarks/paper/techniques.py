@@ -130,6 +130,27 @@ class ZeroUpperLearner(TimedLearner):
                 torch.nn.init.zeros_(last.bias)
 
 
+class VectorsAloneLearner(TimedLearner):
+    """Layers over cached vectors see nothing of a row but its vector: no live item, no feedback."""
+
+    def __init__(
+        self, model: ModelConfig, config: TrainConfig, collective: Collective, clock: PhaseClock
+    ) -> None:
+        super().__init__(model, config, collective, clock)
+        self._see_nothing_live()
+
+    def learn(self, labels_B: NDArray[np.float32], num_labels: int) -> None:
+        """See `train.learner.Learner.learn`."""
+        super().learn(labels_B, num_labels)
+        self._see_nothing_live()
+
+    @torch.no_grad()
+    def _see_nothing_live(self) -> None:
+        for layer in sequence_of(self).memory_augmented.attention.layers:
+            assert isinstance(layer, TargetAttention)
+            layer.key_value.weight[:, -self.model.config.feature_dim :] = 0
+
+
 class AveragedWriter(TimedLearner):
     """A moving average of the dense half writes the rows; the current one predicts and learns.
 
@@ -215,6 +236,7 @@ TECHNIQUES: dict[str, type[TimedLearner]] = {
     "upper_lr_third": SlowUpperLearner,
     "upper_lr_triple": FastUpperLearner,
     "zero_upper": ZeroUpperLearner,
+    "vectors_alone": VectorsAloneLearner,
     "averaged_writer": AveragedWriter,
     "cut_batch_gradient": CutBatchGradient,
     "no_feedback": RowsWithoutFeedback,
@@ -223,5 +245,6 @@ _OF_CACHED_ATTENTION = (
     SlowUpperLearner,
     FastUpperLearner,
     ZeroUpperLearner,
+    VectorsAloneLearner,
     CutBatchGradient,
 )

@@ -130,7 +130,14 @@ def make_dataset(features: tuple[str, ...]) -> Dataset:
         (
             "marm_e_l2",
             "two_errors",
-            ["rows_int8", "upper_lr_third", "upper_lr_triple", "zero_upper", "cut_batch_gradient"],
+            [
+                "rows_int8",
+                "upper_lr_third",
+                "upper_lr_triple",
+                "zero_upper",
+                "vectors_alone",
+                "cut_batch_gradient",
+            ],
         ),
     ],
 )

@@ -23,6 +23,8 @@ from marm.stage_model import StepOutput
 COMMON = CommonSettings(history_length=8, dim=8, batch_size=32)
 DATASET = make_dataset(160)
 PLAIN = small_config(COMMON, "marm_l2", DATASET)
+BEGIN_ELSEWHERE = ("no_feedback", "zero_upper", "vectors_alone")
+"""Techniques that begin from other weights."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +53,7 @@ def test_a_technique_changes_what_is_predicted(name: str, monkeypatch: pytest.Mo
     scores = [run_pass(DATASET, config).score_N for config in (PLAIN, by_technique(name)(PLAIN))]
     assert np.isfinite(scores[1]).all()
     assert not np.array_equal(scores[0][32:], scores[1][32:])
-    if name not in ("no_feedback", "zero_upper"):  # which begin from other weights
+    if name not in BEGIN_ELSEWHERE:
         np.testing.assert_array_equal(scores[0][:32], scores[1][:32])
 
 
@@ -71,7 +73,8 @@ def test_a_trial_by_a_technique_is_kept_apart(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["upper_lr_third", "upper_lr_triple", "zero_upper", "cut_batch_gradient"]
+    "name",
+    ["upper_lr_third", "upper_lr_triple", "zero_upper", "vectors_alone", "cut_batch_gradient"],
 )
 def test_what_would_change_nothing_is_refused(name: str) -> None:
     errors = small_config(COMMON, "marm_e_l2", DATASET)
@@ -123,6 +126,17 @@ def test_upper_layers_begin_as_the_identity() -> None:
         assert torch.equal(rows_BLD[:, 0], rows_BLD[:, 1]) == begins
     plain_BLD = step(learner_of(None)).rows_BLD
     assert not torch.equal(plain_BLD[:, 0], plain_BLD[:, 1])
+
+
+def test_vectors_alone_see_and_learn_nothing_live() -> None:
+    learner = learner_of("vectors_alone")
+    for _ in range(2):
+        step(learner)
+    width = PLAIN.models[0].feature_dim
+    for layer in sequence_of(learner).memory_augmented.attention.layers:
+        weight = layer.key_value.weight  # type: ignore[union-attr]
+        assert not weight[:, -width:].any()  # type: ignore[index]
+        assert weight[:, :-width].all()  # type: ignore[index]
 
 
 def test_the_moving_average_writes() -> None:
