@@ -18,7 +18,14 @@ from benchmarks.paper.options import Experiment, program_of, trial_options
 from benchmarks.paper.plan import WITH_ERRORS, parse_method
 from benchmarks.paper.plots import Line, Panel, plot_panels
 from benchmarks.paper.power_law import Fit, PowerLaw, SaturatingPowerLaw, fit_law
-from benchmarks.paper.report import difference_to_dict, heading, interval, markdown_table, short
+from benchmarks.paper.report import (
+    difference_to_dict,
+    heading,
+    interval,
+    markdown_table,
+    mean_and_std,
+    short,
+)
 from benchmarks.paper.statistics import PairedDifference, Spread, paired_difference, quality
 from benchmarks.paper.trial import TrialResult
 from marm.config import MEMORY_METHODS
@@ -171,8 +178,7 @@ def _tables(
             str(size.history_length),
             str(size.dim),
             f"{size.cache_size:,}",
-            f"{gauc[size].mean:.4f}"
-            + ("" if np.isnan(gauc[size].std) else f" ± {gauc[size].std:.4f}"),
+            mean_and_std(gauc[size]),
             *(interval(gains.get(size, {}).get(name)) for name in COMPARED),
         ]
         for size in sizes

@@ -86,10 +86,9 @@ def gradients(trainer: StreamTrainer) -> dict[str, Tensor]:
     (learner,) = trainer.learners
     moments = learner._optimizer.state_dict()["state"]
     found = {f"dense {index}": one["exp_avg"] for index, one in moments.items()}
-    squares = learner.model.table.squared_gradient
-    found["table"] = squares - squares.min()
-    for index, table in enumerate(learner.model.error_tables):
-        found[f"errors {index}"] = table.squared_gradient - table.squared_gradient.min()
+    for index, table in enumerate([learner.model.table, *learner.model.error_tables]):
+        squares = table.squared_gradient
+        found[f"table {index}"] = squares - squares.min()
     return found
 
 
